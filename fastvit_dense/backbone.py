@@ -1,0 +1,244 @@
+"""FastViT as a backbone for dense prediction (paper: arXiv:2303.14189, table 2 and figure 2).
+
+Shape legend: B batch, H and W height and width of the image.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .blocks import ConvStem, Stage
+from .checkpoint import is_pretrained_cfg, load_pretrained, refuse_wrong_structure
+
+
+class Arch(NamedTuple):
+    """One variant: a row of the paper's table 2, with its stochastic depth rate of table 15."""
+
+    depths: tuple[int, int, int, int]
+    widths: tuple[int, int, int, int]
+    ffn_ratio: int
+    attention: bool  # in stage 4, behind a conditional position encoding
+    drop_path_rate: float
+
+
+# fmt: off
+ARCHS = {
+    # arch        depths         widths               FFN  attention  stochastic depth
+    "t8":   Arch((2, 2, 4, 2),  (48, 96, 192, 384),   3,   False,     0.0),
+    "t12":  Arch((2, 2, 6, 2),  (64, 128, 256, 512),  3,   False,     0.0),
+    "s12":  Arch((2, 2, 6, 2),  (64, 128, 256, 512),  4,   False,     0.0),
+    "sa12": Arch((2, 2, 6, 2),  (64, 128, 256, 512),  4,   True,      0.1),
+    "sa24": Arch((4, 4, 12, 4), (64, 128, 256, 512),  4,   True,      0.1),
+    "sa36": Arch((6, 6, 18, 6), (64, 128, 256, 512),  4,   True,      0.2),
+    "ma36": Arch((6, 6, 18, 6), (76, 152, 304, 608),  4,   True,      0.35),
+}
+# fmt: on
+
+STRIDES = (4, 8, 16, 32)
+
+
+@MODELS.register_module()
+class FastViT(BaseModule):
+    """FastViT that returns feature maps, for mmdet, mmseg and anything else built on mmengine.
+
+    Submodules ``stem`` and ``stages`` carry timm's parameter names; the output norms ``norm0`` to
+    ``norm3`` are new, since the published models are classifiers.
+
+    Args:
+        arch: a key of ``ARCHS``: t8, t12, s12, sa12, sa24, sa36 or ma36.
+        out_indices: the stages whose maps are returned, ascending, 0 to 3 for strides 4 to 32.
+            Stages past the last one are not built.
+        out_norm: give each returned map a BatchNorm of its own.
+        norm_eval: keep the backbone's BatchNorms in eval mode while training (running statistics are
+            used and not updated). The output norms are exempt: they are new and have to learn.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages: no
+            gradients and eval mode. Output norms stay trainable.
+        drop_path_rate: stochastic depth at the last block, rising linearly from 0 at the first.
+            None means the value of the paper's ImageNet recipe.
+        with_cp: recompute each block in the backward pass instead of keeping its activations.
+        in_channels: channels of the image.
+        deploy: build the fused, inference-only structure.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` with a path, a URL or
+            ``timm://fastvit_sa12.apple_in1k``; see :func:`fastvit_dense.checkpoint.load_pretrained`.
+
+    Attributes:
+        out_channels: channels of each returned map.
+        strides: stride of each returned map, in pixels of the image.
+
+    Raises:
+        ValueError: an argument has a value that does not exist; the message lists those that do.
+    """
+
+    def __init__(
+        self,
+        arch: str = "sa12",
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        *,
+        out_norm: bool = True,
+        norm_eval: bool = False,
+        frozen_stages: int = -1,
+        drop_path_rate: float | None = None,
+        with_cp: bool = False,
+        in_channels: int = 3,
+        deploy: bool = False,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if arch not in ARCHS:
+            raise ValueError(f"arch must be one of {', '.join(ARCHS)}; got {arch!r}")
+        out_indices = tuple(out_indices)
+        if not out_indices or list(out_indices) != sorted(set(out_indices) & {0, 1, 2, 3}):
+            raise ValueError(
+                "out_indices must be ascending stage numbers from 0 (stride 4) to 3 (stride 32), "
+                f"such as (0, 1, 2, 3); got {out_indices}"
+            )
+        if not -1 <= frozen_stages <= 4:
+            raise ValueError(
+                "frozen_stages must be -1 (none), 0 (stem) or 1 to 4 (stem and that many stages); "
+                f"got {frozen_stages}"
+            )
+        if deploy and (with_cp or norm_eval):
+            raise ValueError(
+                "deploy=True builds the inference-only structure: with_cp and norm_eval are training "
+                "options and must be False"
+            )
+        spec = ARCHS[arch]
+        if drop_path_rate is None:
+            drop_path_rate = spec.drop_path_rate
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be in [0, 1); got {drop_path_rate}")
+
+        self.arch = arch
+        self.out_indices = out_indices
+        self.norm_eval = norm_eval
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        self.deploy = deploy
+        self.out_channels = tuple(spec.widths[i] for i in out_indices)
+        self.strides = tuple(STRIDES[i] for i in out_indices)
+
+        self.stem = ConvStem(in_channels, spec.widths[0], deploy=deploy)
+        rates = torch.linspace(0, drop_path_rate, sum(spec.depths)).split(list(spec.depths))
+        self.stages = nn.Sequential(
+            *(
+                Stage(
+                    spec.widths[max(i - 1, 0)],
+                    spec.widths[i],
+                    ffn_ratio=spec.ffn_ratio,
+                    drop_paths=rates[i].tolist(),
+                    attention=spec.attention and i == 3,
+                    deploy=deploy,
+                )
+                for i in range(out_indices[-1] + 1)
+            )
+        )
+        for i in out_indices:
+            norm = nn.BatchNorm2d(spec.widths[i]) if out_norm else nn.Identity()
+            self.add_module(f"norm{i}", norm)
+        self._freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps of a batch of images.
+
+        Args:
+            x: (B, in_channels, H, W) normalised image, H and W at least 32, not necessarily multiples
+                of 32.
+
+        Returns:
+            One map (B, C_i, ceil(H / s_i), ceil(W / s_i)) for each of ``out_indices``, with C_i from
+            ``out_channels`` and s_i from ``strides``.
+
+        Raises:
+            ValueError: the input is not 4-D or smaller than 32 pixels.
+        """
+        if x.dim() != 4 or x.shape[2] < 32 or x.shape[3] < 32:
+            raise ValueError(
+                "FastViT expects a batch (B, C, H, W) with H and W of at least 32 pixels; got "
+                f"{tuple(x.shape)}. Resize or pad smaller images first."
+            )
+        x = self.stem(x)  # (B, C_0, H/4, W/4)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            if self.with_cp and self.training:
+                x = _forward_recomputed(stage, x)  # type: ignore[arg-type]
+            else:
+                x = stage(x)
+            if i in self.out_indices:
+                outs.append(getattr(self, f"norm{i}")(x))
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> "FastViT":
+        """Set training mode, except for what ``frozen_stages`` and ``norm_eval`` hold in eval mode."""
+        super().train(mode)
+        if mode:
+            for part in self._frozen_parts():
+                part.eval()
+            if self.norm_eval:
+                for part in (self.stem, self.stages):
+                    for module in part.modules():
+                        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                            module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Load what ``init_cfg`` names, strictly; called by mmengine when a model is built to train."""
+        if is_pretrained_cfg(self.init_cfg):
+            cfg = {k: v for k, v in self.init_cfg.items() if k != "type"}
+            load_pretrained(self, cfg.pop("checkpoint"), **cfg)
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        return [self.stem, *self.stages.children()][: self.frozen_stages + 1]
+
+    def _freeze(self) -> None:
+        for part in self._frozen_parts():
+            part.eval().requires_grad_(False)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # Non-strict loading, which OpenMMLab's inference functions use, would pass over the keys of
+        # another structure in silence and leave this backbone random.
+        refuse_wrong_structure(state_dict, prefix, deploy=self.deploy)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _forward_recomputed(stage: Stage, x: Tensor) -> Tensor:
+    """``stage(x)``, where each block's activations are recomputed in the backward pass."""
+    x = stage.pos_emb(stage.downsample(x))
+    for block in stage.blocks:
+
+        def contexts(block: nn.Module = block) -> tuple[Any, Any]:
+            return nullcontext(), _batchnorm_statistics_kept(block)
+
+        x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return x
+
+
+@contextmanager
+def _batchnorm_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorms normalise by the batch without updating their running statistics.
+
+    The recomputation is a second forward pass of the same batch: without this, each step would move
+    the running statistics twice.
+    """
+    norms = [
+        m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked -= 1  # type: ignore[operator, assignment]
