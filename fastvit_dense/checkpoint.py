@@ -225,6 +225,12 @@ def load_from_timm(filename: str, map_location: str | None = None) -> StateDict:
     return {k: v.to(map_location or "cpu") for k, v in state_dict.items()}
 
 
+def refused_global(error: pickle.UnpicklingError) -> str:
+    """What ``torch.load`` refused, from the middle of its long message."""
+    found = re.search(r"(?:GLOBAL|function|class) [\w.<>' ]+", str(error))
+    return found.group() if found else str(error).splitlines()[0]
+
+
 def _read(checkpoint: str, map_location: str) -> Any:
     try:
         return CheckpointLoader.load_checkpoint(checkpoint, map_location, logger="silent")
@@ -235,7 +241,7 @@ def _read(checkpoint: str, map_location: str) -> Any:
         ) from e
     except pickle.UnpicklingError as e:
         raise ValueError(
-            f"{checkpoint} is not a checkpoint of plain tensors: {str(e).splitlines()[0]} "
+            f"{checkpoint} is not a checkpoint of plain tensors: {refused_global(e)}. "
             "Pickled code is never run here; save the bare state dict again where the file came from."
         ) from e
     except (EOFError, RuntimeError) as e:

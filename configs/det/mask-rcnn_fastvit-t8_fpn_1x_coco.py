@@ -1,0 +1,6 @@
+_base_ = "mask-rcnn_fastvit-sa12_fpn_1x_coco.py"
+init_cfg = dict(checkpoint="timm://fastvit_t8.apple_in1k")
+model = dict(
+    backbone=dict(arch="t8", drop_path_rate=0.0, init_cfg=init_cfg),
+    neck=dict(in_channels=[48, 96, 192, 384]),
+)

@@ -1,0 +1,11 @@
+"""FastViT for dense prediction on OpenMMLab: importing it registers the backbone ``FastViT``."""
+
+from . import mmcv_ops
+from .backbone import ARCHS, FastViT
+from .runtime import allow_own_checkpoints
+
+__version__ = "0.1.0"
+__all__ = ["ARCHS", "FastViT", "__version__"]
+
+mmcv_ops.install()
+allow_own_checkpoints()

@@ -1,0 +1,305 @@
+"""What training and testing need around mmengine's Runner: configs, loading, devices, batch sizes.
+
+``tools/train.py`` and ``tools/test.py`` are thin wrappers of :func:`load_config` and :class:`Runner`.
+"""
+
+import difflib
+import os
+import os.path as osp
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.runner import Runner as MMEngineRunner
+from torch import nn
+
+from . import mmcv_ops
+from .checkpoint import refused_global
+
+# Keys a config may get from the command line without having them itself.
+_RUNNER_KEYS = {
+    "auto_scale_lr", "custom_hooks", "default_hooks", "experiment_name", "launcher", "load_from",
+    "load_strict", "model_wrapper_cfg", "param_scheduler", "randomness", "resume", "visualizer",
+    "work_dir",
+}  # fmt: skip
+
+
+def allow_own_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)`` read the checkpoints that mmengine's Runner writes.
+
+    Beside tensors they hold the message hub's ``HistoryBuffer`` and numpy scalars and arrays: data
+    types without code of their own, named here one by one. A buffer names its methods through
+    ``getattr``; what stands in for that answers for those methods alone. The check itself stays on.
+    """
+    scalars = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, bool)}
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (_history_buffer_method, "builtins.getattr"),
+            (_history_buffer_method, "__builtin__.getattr"),
+            np.ndarray,
+            np.dtype,
+            np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+            np._core.multiarray.scalar,  # type: ignore[attr-defined]
+            *scalars,
+        ]
+    )
+
+
+def _history_buffer_method(owner: type, name: str) -> Callable[..., Any]:
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not allowed in a checkpoint")
+    return getattr(HistoryBuffer, name)
+
+
+def load_config(
+    path: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    work_dir: str | None = None,
+    launcher: str = "none",
+) -> Config:
+    """Read a config file, apply command line overrides and check what can be checked without data.
+
+    Args:
+        path: the config file.
+        options: ``--cfg-options`` as a mapping of dotted keys.
+        work_dir: folder for logs and checkpoints; None means ``work_dirs/<name of the config>``.
+        launcher: none, pytorch, slurm or mpi.
+
+    Returns:
+        The config, ready for :class:`Runner`.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+        ValueError: an override names a key that the config does not have, or an evaluator reads other
+            annotations than its dataset.
+    """
+    if not osp.isfile(path):
+        raise FileNotFoundError(
+            f"config {path!r} does not exist; configs/ holds those of the project"
+        )
+    cfg = Config.fromfile(path)
+    for key in options or {}:
+        top = key.split(".")[0]
+        if top not in cfg and top not in _RUNNER_KEYS:
+            near = difflib.get_close_matches(top, [*cfg, *_RUNNER_KEYS], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"--cfg-options {key}: {path} has no {top!r}{hint}")
+    cfg.merge_from_dict(dict(options or {}))
+    cfg.launcher = launcher
+    cfg.work_dir = (
+        work_dir or cfg.get("work_dir") or f"work_dirs/{osp.splitext(osp.basename(path))[0]}"
+    )
+    for split in ("val", "test"):
+        _check_same_annotations(cfg, split)
+    return cfg
+
+
+def enable_amp(cfg: Config) -> None:
+    """Switch a config to mixed precision: float16 with loss scaling on a GPU, bfloat16 on CPU.
+
+    Args:
+        cfg: changed in place.
+    """
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    else:
+        cfg.optim_wrapper.type = "CPUAmpOptimWrapper"
+
+
+@OPTIM_WRAPPERS.register_module()
+class CPUAmpOptimWrapper(OptimWrapper):
+    """mmengine's OptimWrapper under bfloat16 autocast on CPU, where AmpOptimWrapper refuses to run.
+
+    bfloat16 has float32's exponent, so there is no loss scaling.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Run the forward pass under autocast; gradients are accumulated as in the base class."""
+        with super().optim_context(model), torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+
+
+class CheckpointFits(Hook):
+    """Refuses a checkpoint that fits the model only in part, before anything is loaded.
+
+    mmengine loads non-strictly: a checkpoint of another architecture leaves the model random and a
+    line in the log. With ``load_strict=False`` in the config, what fits is loaded and the rest is
+    counted in the log (for a start from a model with other classes).
+    """
+
+    def after_load_checkpoint(self, runner: MMEngineRunner, checkpoint: dict) -> None:
+        """Compare names, shapes and classes; raises ValueError where they differ."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        wanted = model.state_dict()
+        given = {k.removeprefix("module."): v for k, v in checkpoint.get("state_dict", {}).items()}
+        if not given:
+            raise ValueError(
+                "the checkpoint holds no 'state_dict': expected a file that tools/train.py wrote. "
+                "Pretrained backbones go into model.backbone.init_cfg.checkpoint."
+            )
+        missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
+        unexpected = [k for k in given if k not in wanted]
+        misshapen = [
+            f"{k} {tuple(given[k].shape)}, in the model {tuple(v.shape)}"
+            for k, v in wanted.items()
+            if k in given and given[k].shape != v.shape
+        ]
+        problems = [
+            f"{len(keys)} tensors {what} ({'; '.join(keys[:3])}{'; ...' if len(keys) > 3 else ''})"
+            for what, keys in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", misshapen),
+            )  # fmt: skip
+            if keys
+        ]
+        classes, trained_on = _classes(runner), checkpoint.get("meta", {}).get("dataset_meta") or {}
+        trained_on = tuple(trained_on.get("classes", ()))
+        if classes and trained_on and classes != trained_on:
+            problems.append(
+                f"trained on {len(trained_on)} classes {_shorten(trained_on)}, "
+                f"the dataset has {len(classes)} {_shorten(classes)}"
+            )
+        if not problems:
+            return
+        if runner.cfg.get("load_strict", True):
+            raise ValueError(
+                f"the checkpoint does not fit this config: {'; '.join(problems)}. Use the config it "
+                "was trained with, or --cfg-options load_strict=False to start from what fits."
+            )
+        fits = len(wanted) - len(missing) - len(misshapen)
+        print_log(
+            f"load_strict=False: {fits} of {len(wanted)} tensors fit; {'; '.join(problems)}",
+            logger="current",
+        )
+
+
+class Runner(MMEngineRunner):
+    """mmengine's Runner that also runs distributed on CPU, loads strictly, and says what it does.
+
+    Args:
+        as for :class:`mmengine.runner.Runner`; built with ``Runner.from_cfg(cfg)``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_hook(CheckpointFits())
+        self.logger.info(mmcv_ops.describe())
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Set up processes; without a GPU, distributed training goes over gloo."""
+        if self.distributed and not dist.is_initialized() and not torch.cuda.is_available():
+            # mmengine would select a CUDA device for each rank.
+            dist.init_process_group("gloo")
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap for distributed training; on CPU a replica has no device id."""
+        if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
+            return MMDistributedDataParallel(
+                module=model,
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get("find_unused_parameters", False),
+            )
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
+        """Load a checkpoint of plain data, with errors that name the file; see CheckpointFits."""
+        try:
+            return super().load_checkpoint(filename, *args, **kwargs)
+        except FileNotFoundError as e:
+            raise FileNotFoundError(f"checkpoint {filename!r} does not exist") from e
+        except pickle.UnpicklingError as e:
+            raise ValueError(
+                f"{filename} holds more than plain data and its code is not run: {refused_global(e)}"
+            ) from e
+        except (EOFError, RuntimeError) as e:
+            raise ValueError(
+                f"{filename} cannot be read, it may be truncated: {str(e).splitlines()[0]}"
+            ) from e
+
+    def train(self) -> nn.Module:
+        """Train; first say how the batch compares with the recipe's."""
+        message = batch_message(self.cfg, get_world_size())
+        if message:
+            self.logger.info(message)
+        return super().train()
+
+
+def batch_message(cfg: ConfigDict, processes: int) -> str:
+    """Say how the images of one optimizer step compare with those the learning rate is meant for.
+
+    Args:
+        cfg: the config.
+        processes: number of training processes, one a GPU.
+
+    Returns:
+        One line; empty when the config has no ``auto_scale_lr.base_batch_size``.
+    """
+    recipe = cfg.get("auto_scale_lr", {}).get("base_batch_size")
+    if not recipe:
+        return ""
+    batch = cfg.train_dataloader.batch_size
+    steps = cfg.optim_wrapper.get("accumulative_counts", 1)
+    images = processes * batch * steps
+    lr = cfg.optim_wrapper.optimizer.lr
+    arithmetic = f"{processes} processes x {batch} images" + (
+        f" x {steps} accumulated steps" if steps > 1 else ""
+    )
+    if images == recipe:
+        return f"batch: {arithmetic} = {images} images a step, as in the recipe; lr {lr:g}"
+    if cfg.auto_scale_lr.get("enable"):
+        # mmengine scales by the images of one forward pass.
+        return (
+            f"batch: {arithmetic} = {images} images a step, recipe {recipe}; lr scaled linearly from "
+            f"{lr:g} to {lr * processes * batch / recipe:g}"
+        )
+    return (
+        f"batch: {arithmetic} = {images} images a step, but lr {lr:g} is meant for {recipe}. "
+        f"--auto-scale-lr scales it to {lr * images / recipe:g}; "
+        f"optim_wrapper.accumulative_counts={max(round(recipe / (processes * batch)), 1)} keeps it."
+    )
+
+
+def _check_same_annotations(cfg: Config, split: str) -> None:
+    """A COCO evaluator has a path of its own, which people forget to change with the dataset's."""
+    evaluator, loader = cfg.get(f"{split}_evaluator"), cfg.get(f"{split}_dataloader")
+    if not isinstance(evaluator, Mapping) or not evaluator.get("ann_file") or not loader:
+        return
+    dataset = loader["dataset"]
+    reads = osp.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
+    if osp.normpath(evaluator["ann_file"]) != osp.normpath(reads):
+        raise ValueError(
+            f"{split}_evaluator.ann_file is {evaluator['ann_file']!r}, but {split}_dataloader reads "
+            f"{reads!r}: predictions would be compared with other annotations. Set both."
+        )
+
+
+def _classes(runner: MMEngineRunner) -> tuple[str, ...]:
+    loop = runner._train_loop if runner._train_loop is not None else runner._test_loop
+    dataset = getattr(getattr(loop, "dataloader", None), "dataset", None)
+    return tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+
+
+def _shorten(names: tuple[str, ...]) -> str:
+    return f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def set_local_rank(local_rank: int) -> None:
+    """Pass on the rank that ``torch.distributed.launch`` gives as an argument."""
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))

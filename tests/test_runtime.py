@@ -1,0 +1,76 @@
+"""Checks of configs and messages that need no training."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from fastvit_dense.runtime import batch_message, enable_amp, load_config
+
+SA12 = str(Path(__file__).parents[1] / "configs/det/mask-rcnn_fastvit-sa12_fpn_1x_coco.py")
+
+
+def test_no_such_config() -> None:
+    with pytest.raises(FileNotFoundError, match="'nowhere.py' does not exist"):
+        load_config("nowhere.py")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("modle.backbone.arch", "has no 'modle'; did you mean 'model'"),
+        ("train_cgf.max_epochs", "did you mean 'train_cfg'"),
+        ("zzz", "has no 'zzz'$"),
+    ],
+)
+def test_misspelt_override(key: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(SA12, {key: 1})
+
+
+def test_override_and_work_dir() -> None:
+    cfg = load_config(SA12, {"train_cfg.max_epochs": 3, "load_from": "x.pth"})
+    assert cfg.train_cfg.max_epochs == 3 and cfg.load_from == "x.pth"
+    assert cfg.work_dir == "work_dirs/mask-rcnn_fastvit-sa12_fpn_1x_coco"
+    assert load_config(SA12, work_dir="here").work_dir == "here"
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluator_reads_other_annotations(split: str) -> None:
+    with pytest.raises(ValueError, match=f"{split}_evaluator.ann_file is .*Set both"):
+        load_config(SA12, {f"{split}_dataloader.dataset.data_root": "elsewhere/"})
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "accumulate", "enable", "message"),
+    [
+        (8, 2, 1, False, "8 processes x 2 images = 16 images a step, as in the recipe; lr 0.0002"),
+        (1, 2, 8, False, "1 processes x 2 images x 8 accumulated steps = 16 images a step, as in"),
+        (1, 2, 1, False, "scales it to 2.5e-05; optim_wrapper.accumulative_counts=8 keeps it"),
+        (4, 2, 1, True, "8 images a step, recipe 16; lr scaled linearly from 0.0002 to 0.0001"),
+    ],
+)
+def test_batch_message(
+    processes: int, batch: int, accumulate: int, enable: bool, message: str
+) -> None:
+    cfg = Config(
+        dict(
+            auto_scale_lr=dict(enable=enable, base_batch_size=16),
+            train_dataloader=dict(batch_size=batch),
+            optim_wrapper=dict(optimizer=dict(lr=2e-4), accumulative_counts=accumulate),
+        )
+    )
+    assert message in batch_message(cfg, processes)
+
+
+def test_no_message_without_a_recipe() -> None:
+    assert batch_message(Config(dict(train_dataloader=dict(batch_size=1))), 1) == ""
+
+
+def test_amp_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, kind in ((False, "CPUAmpOptimWrapper"), (True, "AmpOptimWrapper")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        cfg = Config(dict(optim_wrapper=dict(type="OptimWrapper")))
+        enable_amp(cfg)
+        assert cfg.optim_wrapper.type == kind

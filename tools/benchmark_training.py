@@ -1,0 +1,46 @@
+"""Training speed and memory of detectors, by default Mask R-CNN with FastViT-SA12 and ResNet-50.
+
+python tools/benchmark_training.py --shape 320 320
+python tools/benchmark_training.py --device cuda --amp --shape 800 1333
+"""
+
+import argparse
+import platform
+
+import torch
+
+from fastvit_dense import mmcv_ops
+from fastvit_dense.training_speed import Workload, detectors, measure, table
+
+CONFIGS = [
+    "configs/det/mask-rcnn_fastvit-sa12_fpn_1x_coco.py",
+    "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--configs", nargs="+", default=CONFIGS, help="detection configs")
+    parser.add_argument("--batch", type=int, default=2, help="images a step")
+    parser.add_argument("--shape", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--amp", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps")
+    args = parser.parse_args()
+
+    work = Workload(args.batch, tuple(args.shape), args.device, args.amp)
+    results = measure(detectors(args.configs), work, steps=args.steps)
+    name = torch.cuda.get_device_name() if work.device == "cuda" else platform.processor() or "CPU"
+    print(
+        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{mmcv_ops.describe()}\n"
+        f"{work.batch} images of {work.shape[0]} x {work.shape[1]}, {work.objects} objects each, "
+        f"{'mixed precision' if work.amp else 'float32'}, {args.steps} interleaved steps\n"
+    )
+    print(table(results, work))
+
+
+if __name__ == "__main__":
+    main()

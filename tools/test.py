@@ -1,0 +1,62 @@
+"""Test a checkpoint: python tools/test.py CONFIG CHECKPOINT [--show-dir pictures]."""
+
+import argparse
+import os.path as osp
+
+from mmengine.config import ConfigDict, DictAction
+from mmengine.evaluator import DumpResults
+
+from fastvit_dense.runtime import Runner, load_config, set_local_rank
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint that tools/train.py wrote")
+    parser.add_argument("--work-dir", help="folder for logs and metrics")
+    parser.add_argument("--out", metavar="F.pkl", help="write the predictions to this pickle")
+    parser.add_argument("--show", action="store_true", help="show pictures in a window")
+    parser.add_argument(
+        "--show-dir", help="write pictures here: ground truth left, prediction right"
+    )
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds a picture is shown")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation of the config")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config, such as test_dataloader.batch_size=4",
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    args = parser.parse_args()
+    if args.out and not args.out.endswith((".pkl", ".pickle")):
+        parser.error("--out must end in .pkl or .pickle")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    set_local_rank(args.local_rank)
+    cfg = load_config(args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        hook = cfg.default_hooks.visualization
+        hook.update(draw=True, show=args.show, wait_time=args.wait_time)
+        if args.show_dir:
+            hook.test_out_dir = osp.abspath(args.show_dir)
+    if args.tta:
+        if "tta_model" not in cfg or "tta_pipeline" not in cfg:
+            raise SystemExit(f"--tta: {args.config} defines no tta_model and tta_pipeline")
+        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+    runner = Runner.from_cfg(cfg)
+    if args.out:
+        runner.test_evaluator.metrics.append(DumpResults(args.out))
+    runner.test()
+
+
+if __name__ == "__main__":
+    main()
