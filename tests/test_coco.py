@@ -20,7 +20,6 @@ from fastvit_dense import coco_annotations
 from fastvit_dense.coco import CheckedCocoDataset, CheckImage, is_truncated_jpeg
 from fastvit_dense.sample_data import write_coco
 
-
 BOX = [10.0, 5.0, 20.0, 10.0]
 POLYGON = [[10, 5, 30, 5, 30, 15, 10, 15]]
 PIPELINE = [

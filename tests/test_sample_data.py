@@ -17,7 +17,6 @@ from scipy import ndimage
 from fastvit_dense.sample_data import new_folder, write_coco
 from fastvit_dense.shapes import CLASSES, draw_scene, trace_outline
 
-
 ROOT = Path(__file__).parent.parent
 SPLITS = ("train2017", "val2017")
 
