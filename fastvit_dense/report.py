@@ -77,6 +77,7 @@ def contact_sheet(
 
     Raises:
         ValueError: there is no picture, or one cannot be read.
+        OSError: `path` cannot be written.
     """
     if not pictures:
         raise ValueError(f"no pictures for {path}: expected at least one file")
@@ -95,4 +96,5 @@ def contact_sheet(
         y = gap + (i // columns) * (height + gap)
         x = gap + (i % columns) * (cell + gap) + (cell - image.shape[1]) // 2
         sheet[y : y + height, x : x + image.shape[1]] = image
-    cv2.imwrite(str(path), sheet)
+    if not cv2.imwrite(str(path), sheet):
+        raise OSError(f"{path} could not be written: does its folder exist?")

@@ -29,9 +29,9 @@ from .checkpoint import refused_global
 
 # Keys a config may get from the command line without having them itself.
 _RUNNER_KEYS = {
-    "auto_scale_lr", "custom_hooks", "default_hooks", "experiment_name", "launcher", "load_from",
-    "load_strict", "model_wrapper_cfg", "param_scheduler", "randomness", "resume", "visualizer",
-    "work_dir",
+    "auto_scale_lr", "channels_last", "custom_hooks", "default_hooks", "experiment_name", "launcher",
+    "load_from", "load_strict", "model_wrapper_cfg", "param_scheduler", "randomness", "resume",
+    "visualizer", "work_dir",
 }  # fmt: skip
 
 
@@ -208,7 +208,14 @@ class Runner(MMEngineRunner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap for distributed training; on CPU a replica has no device id."""
+        """Wrap for distributed training; on CPU a replica has no device id.
+
+        ``channels_last=True`` in the config puts the weights, and with them all maps, into that memory
+        format: here, since the wrapper lays out its gradient buckets by the weights.
+        """
+        if self.cfg.get("channels_last"):
+            # torch documents the argument, its stubs lack it.
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
             return MMDistributedDataParallel(
                 module=model,

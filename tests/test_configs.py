@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -94,3 +95,26 @@ def test_schedule_and_data(path: Path) -> None:
         assert cfg.optim_wrapper.optimizer == dict(type="AdamW", lr=2e-4, weight_decay=1e-4)
         assert cfg.auto_scale_lr.base_batch_size == 16
         assert cfg.train_dataloader.batch_size == 2
+
+
+def test_model_index_names_every_config_with_the_papers_figures() -> None:
+    root = ROOT.parent
+    index = yaml.safe_load((root / "model-index.yml").read_text())
+    metafiles = [yaml.safe_load((root / path).read_text()) for path in index["Import"]]
+    models = [model for metafile in metafiles for model in metafile["Models"]]
+    collections = {c["Name"] for metafile in metafiles for c in metafile["Collections"]}
+    assert {m["Config"] for m in models} == {
+        str(p.relative_to(root)) for p in ROOT.rglob("*.py") if "demo" not in p.stem
+    }
+    for model in models:
+        assert model["Name"] == Path(model["Config"]).stem
+        assert model["In Collection"] in collections
+        assert "Weights" not in model  # none were ever published
+    # The paper's table 10.
+    table = {
+        "sa12": (38.9, 35.9), "sa24": (42.0, 38.0), "sa36": (43.8, 39.4), "ma36": (45.1, 40.5),
+    }  # fmt: skip
+    for arch, figures in table.items():
+        (model,) = [m for m in models if m["Name"] == f"mask-rcnn_fastvit-{arch}_fpn_1x_coco"]
+        assert tuple(next(iter(r["Metrics"].values())) for r in model["Results"]) == figures
+    assert sum("Results" in m for m in models) == len(table)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from fastvit_dense.runtime import batch_message, enable_amp, load_config
+from fastvit_dense.runtime import Runner, batch_message, enable_amp, load_config
 
 SA12 = str(Path(__file__).parents[1] / "configs/det/mask-rcnn_fastvit-sa12_fpn_1x_coco.py")
 
@@ -74,3 +74,14 @@ def test_amp_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
         cfg = Config(dict(optim_wrapper=dict(type="OptimWrapper")))
         enable_amp(cfg)
         assert cfg.optim_wrapper.type == kind
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_memory_format(channels_last: bool, tmp_path: Path) -> None:
+    cfg = Config(dict(channels_last=channels_last, experiment_name=f"format {channels_last}"))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3))
+    runner = Runner(
+        model=model, work_dir=str(tmp_path), cfg=cfg, experiment_name=cfg.experiment_name
+    )
+    out = runner.model(torch.randn(2, 3, 9, 9))
+    assert out.is_contiguous(memory_format=torch.channels_last) == channels_last

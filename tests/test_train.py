@@ -64,9 +64,9 @@ def trained(config: Path) -> Path:
 def test_training_says_what_it_does_and_leaves_what_it_should(trained: Path) -> None:
     text = (trained / "printed.txt").read_text()
     assert re.search(r"mmcv operators: \S+", text)
-    assert "batch: 1 processes x 2 images = 2 images a step, but lr 0.001 is meant for 4" in text
+    assert "batch: 1 processes x 2 images = 2 images a step, but lr 0.003 is meant for 4" in text
     assert (
-        "--auto-scale-lr scales it to 0.0005; optim_wrapper.accumulative_counts=2 keeps it" in text
+        "--auto-scale-lr scales it to 0.0015; optim_wrapper.accumulative_counts=2 keeps it" in text
     )
     assert (trained / "epoch_2.pth").is_file()
     assert list(trained.glob("*/vis_data/events.out.tfevents*"))
@@ -111,7 +111,7 @@ def test_mixed_precision_on_cpu_with_scaled_lr(config: Path, tmp_path: Path) -> 
         "tools/train.py", config, "--work-dir", tmp_path, "--amp", "--auto-scale-lr",
         "--cfg-options", "train_cfg.max_epochs=1",
     )  # fmt: skip
-    assert "recipe 4; lr scaled linearly from 0.001 to 0.0005" in text
+    assert "recipe 4; lr scaled linearly from 0.003 to 0.0015" in text
     losses = [float(m) for m in re.findall(r"  loss: (\S+)", text)]
     assert len(losses) == 3 and all(np.isfinite(losses))
 
