@@ -14,6 +14,7 @@ Shapes: N images, C channels, (H, W) feature map, R rois, (PH, PW) pooled size, 
 
 import ctypes
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NoReturn
@@ -21,11 +22,12 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 import torchvision
+from mmengine.logging import print_log
 from torch import Tensor
 
 from fastvit_dense_mmcv_hook import MmcvExtFinder, install
 
-__all__ = ["describe", "fill", "install"]
+__all__ = ["accept_low_precision", "describe", "fill", "install"]
 
 CURE = (
     "Install mmcv with its compiled operators instead: `pip uninstall mmcv-lite`, then "
@@ -52,6 +54,24 @@ def describe() -> str:
     import mmcv
 
     return f"mmcv operators: compiled, mmcv {mmcv.__version__} ({spec.origin})"
+
+
+def accept_low_precision() -> None:
+    """Serve NMS and RoIAlign from here though mmcv is compiled: its CPU kernels take float32 only.
+
+    For mixed precision on a CPU, where networks hand them bfloat16. Without compiled operators there
+    is nothing to do.
+    """
+    if not describe().startswith("mmcv operators: compiled"):
+        return
+    stand_in = ModuleType("mmcv._ext")
+    fill(stand_in)
+    for name in ("mmcv.ops.nms", "mmcv.ops.roi_align"):
+        import_module(name).ext_module = stand_in  # type: ignore[attr-defined]
+    print_log(
+        "mmcv's compiled NMS and RoIAlign take float32 only on a CPU; torchvision's are used instead",
+        logger="current",
+    )
 
 
 def fill(module: ModuleType) -> None:

@@ -117,6 +117,7 @@ def enable_amp(cfg: Config) -> None:
         cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     else:
         cfg.optim_wrapper.type = "CPUAmpOptimWrapper"
+        mmcv_ops.accept_low_precision()
 
 
 @OPTIM_WRAPPERS.register_module()

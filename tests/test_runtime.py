@@ -1,5 +1,7 @@
 """Checks of configs and messages that need no training."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,27 @@ def test_memory_format(channels_last: bool, tmp_path: Path) -> None:
     )
     out = runner.model(torch.randn(2, 3, 9, 9))
     assert out.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_operators_under_cpu_autocast() -> None:
+    code = """
+import torch
+from mmengine.config import Config
+from fastvit_dense.runtime import enable_amp
+torch.cuda.is_available = lambda: False
+enable_amp(Config(dict(optim_wrapper=dict(type="OptimWrapper"))))
+from mmcv.ops import batched_nms, roi_align
+boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 7], [9, 9, 16, 16]])
+scores, maps = torch.tensor([0.5, 0.75, 0.25]).bfloat16(), torch.randn(1, 2, 16, 16).bfloat16()
+_, keep = batched_nms(boxes, scores, torch.zeros(3), dict(iou_threshold=0.5))
+assert keep.tolist() == [1, 2]
+maps.requires_grad_()
+pooled = roi_align(maps, torch.tensor([[0.0, 2, 2, 12, 12]]), 3)
+assert pooled.dtype == torch.bfloat16
+expected = roi_align(maps.float(), torch.tensor([[0.0, 2, 2, 12, 12]]), 3).bfloat16()
+torch.testing.assert_close(pooled, expected)
+pooled.sum().backward()
+assert maps.grad.dtype == torch.bfloat16
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
