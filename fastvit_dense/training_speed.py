@@ -1,11 +1,13 @@
 """How fast detectors train and how much memory that takes, side by side in one run."""
 
 import multiprocessing
+import platform
 import resource
 import statistics
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -151,6 +153,20 @@ def detectors(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
         cfg.model.backbone.init_cfg = None
         models[path.split("/")[-1].removesuffix(".py")] = cfg.model
     return models
+
+
+def device_name(device: str) -> str:
+    """The GPU's or processor's name as it gives it; "CPU" where the system does not tell.
+
+    Args:
+        device: cpu or cuda.
+    """
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty on many of them
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
 
 
 def _peak_memory(model: dict[str, Any], work: Workload) -> int:

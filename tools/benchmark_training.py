@@ -5,12 +5,11 @@ python tools/benchmark_training.py --device cuda --amp --shape 800 1333
 """
 
 import argparse
-import platform
 
 import torch
 
 from fastvit_dense import mmcv_ops
-from fastvit_dense.training_speed import Workload, detectors, measure, table
+from fastvit_dense.training_speed import Workload, detectors, device_name, measure, table
 
 CONFIGS = [
     "configs/det/mask-rcnn_fastvit-sa12_fpn_1x_coco.py",
@@ -32,9 +31,8 @@ def main() -> None:
 
     work = Workload(args.batch, tuple(args.shape), args.device, args.amp)
     results = measure(detectors(args.configs), work, steps=args.steps)
-    name = torch.cuda.get_device_name() if work.device == "cuda" else platform.processor() or "CPU"
     print(
-        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{device_name(work.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{mmcv_ops.describe()}\n"
         f"{work.batch} images of {work.shape[0]} x {work.shape[1]}, {work.objects} objects each, "
         f"{'mixed precision' if work.amp else 'float32'}, {args.steps} interleaved steps\n"
