@@ -1,4 +1,4 @@
-"""Data sets of drawn shapes in the layouts of the real ones, to train on without a download."""
+"""Data sets of drawn pictures in the layouts of the real ones, to train on without a download."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from .regions import draw_picture
 from .shapes import SHAPES, Drawn, draw_scene, trace_outline
 
 _ASPECTS = ((1, 1), (1, 1), (4, 5), (5, 4), (3, 4), (4, 3), (2, 3), (3, 2))  # width : height
@@ -53,6 +54,30 @@ def _annotation(mask: np.ndarray, drawn: Drawn) -> dict[str, Any]:
         "bbox": [float(x), float(y), float(xs.max() + 1 - x), float(ys.max() + 1 - y)],
         "iscrowd": int(drawn.is_crowd),
     }
+
+
+def _check(*, train: int, val: int, seed: int, size: int, smallest: int) -> None:
+    """Raise a ValueError for an argument of the writers that is out of range."""
+    limits = {
+        "train": (train, 1, 10**6),
+        "val": (val, 1, 10**6),
+        "seed": (seed, 0, 2**63),
+        "size": (size, smallest, 4096),
+    }
+    for name, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be between {low} and {high}, got {value}")
+
+
+def _draw_size(rng: np.random.Generator, longer: int) -> tuple[int, int]:
+    """Width and height of an image with one of `_ASPECTS`, in pixels."""
+    a, b = _ASPECTS[rng.integers(len(_ASPECTS))]
+    return longer * a // max(a, b), longer * b // max(a, b)
+
+
+def _write_jpeg(path: Path, image: np.ndarray) -> None:
+    encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    path.write_bytes(encoded.tobytes())
 
 
 @contextlib.contextmanager
@@ -131,15 +156,7 @@ def write_coco(
     Raises:
         ValueError: An argument is out of range, or `out` must not be written to.
     """
-    limits = {
-        "train": (train, 1, 10**6),
-        "val": (val, 1, 10**6),
-        "seed": (seed, 0, 2**63),
-        "size": (size, 64, 4096),
-    }
-    for name, (value, low, high) in limits.items():
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be between {low} and {high}, got {value}")
+    _check(train=train, val=val, seed=seed, size=size, smallest=64)
     with new_folder(
         out, overwrite=overwrite, holds=("train2017", "val2017", "annotations")
     ) as folder:
@@ -158,8 +175,7 @@ def _coco_split(folder: Path, count: int, *, seed: int, size: int, number: int) 
     annotations: list[dict[str, Any]] = []
     for i in tqdm(range(count), desc=folder.name, unit="image", disable=None):
         rng = np.random.default_rng([seed, number, i])
-        a, b = _ASPECTS[rng.integers(len(_ASPECTS))]
-        width, height = size * a // max(a, b), size * b // max(a, b)
+        width, height = _draw_size(rng, size)
         empty, crowd = i % _EVERY_EMPTY == 11, i % _EVERY_CROWD == 4
         scene = draw_scene(
             rng, (width, height), count=0 if empty else int(rng.integers(1, 7)), crowd=crowd
@@ -168,8 +184,7 @@ def _coco_split(folder: Path, count: int, *, seed: int, size: int, number: int) 
             10 * i + 3 + 4 * number
         )  # with gaps, as COCO's, and never the same in both splits
         name = f"{image_id:012d}.jpg"
-        encoded = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-        (folder / name).write_bytes(encoded.tobytes())
+        _write_jpeg(folder / name, scene.image)
         images.append(
             {"id": image_id, "file_name": name, "width": width, "height": height, "license": 1}
         )
@@ -189,3 +204,51 @@ def _coco_split(folder: Path, count: int, *, seed: int, size: int, number: int) 
             {"id": c, "name": n, "supercategory": "shape"} for n, (c, _) in SHAPES.items()
         ],
     }
+
+
+def write_ade20k(
+    out: str | os.PathLike[str],
+    *,
+    train: int = 240,
+    val: int = 60,
+    seed: int = 0,
+    size: int = 256,
+    overwrite: bool = False,
+) -> Path:
+    """Write an ADE20K-format semantic segmentation data set of drawn, textured regions.
+
+    Layout, as ADEChallengeData2016's: `images/{training,validation}/ADE_{train,val}_%08d.jpg`,
+    numbered from 1, and `annotations/{training,validation}/` with a PNG of the same stem for each:
+    8 bit, one channel, the values of `regions.CLASSES` (which are ADE20K's) and 0 for unlabelled.
+    The same arguments give the same bytes, and image i of a split does not depend on how many
+    follow it.
+
+    Args:
+        out: Folder to create.
+        train: Images to train on, at least 1.
+        val: Held-out images, at least 1.
+        seed: Non-negative; other seeds give other images.
+        size: Longer side of every image in pixels, at least 128. The textures grow with it.
+        overwrite: Whether to replace a data set that is already there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: An argument is out of range, or `out` must not be written to.
+    """
+    _check(train=train, val=val, seed=seed, size=size, smallest=128)
+    with new_folder(out, overwrite=overwrite, holds=("images", "annotations")) as folder:
+        splits = (("training", "train", train), ("validation", "val", val))
+        for number, (split, short, count) in enumerate(splits):
+            images, annotations = folder / "images" / split, folder / "annotations" / split
+            images.mkdir(parents=True)
+            annotations.mkdir(parents=True)
+            for i in tqdm(range(count), desc=split, unit="image", disable=None):
+                rng = np.random.default_rng([seed, number, i])
+                picture = draw_picture(rng, _draw_size(rng, size))
+                stem = f"ADE_{short}_{i + 1:08d}"
+                _write_jpeg(images / f"{stem}.jpg", picture.image)
+                encoded = cv2.imencode(".png", picture.labels)[1]
+                (annotations / f"{stem}.png").write_bytes(encoded.tobytes())
+    return Path(out)

@@ -1,6 +1,6 @@
-"""Write a small data set of drawn shapes, to try training, testing and drawing without a download.
+"""Write a small data set of drawn pictures, to try training, testing and drawing without a download.
 
-python tools/sample_data.py coco OUT [--train N] [--val N] [--seed S] [--size PX] [--force]
+python tools/sample_data.py {coco,ade20k} OUT [--train N] [--val N] [--seed S] [--size PX] [--force]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fastvit_dense import sample_data
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Write a small data set of drawn shapes.")
+    parser = argparse.ArgumentParser(description="Write a small data set of drawn pictures.")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
     coco = kinds.add_parser(
@@ -22,6 +22,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     coco.set_defaults(write=sample_data.write_coco)
     coco.add_argument("--size", type=int, default=192, help="longer side of the images in pixels")
+
+    ade20k = kinds.add_parser(
+        "ade20k",
+        help="semantic segmentation in ADE20K layout",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    ade20k.set_defaults(write=sample_data.write_ade20k)
+    ade20k.add_argument("--size", type=int, default=256, help="longer side of the images in pixels")
 
     for kind in kinds.choices.values():
         kind.add_argument("out", help="folder to write")
