@@ -24,15 +24,16 @@ model = dict(
         anchor_generator=dict(scales=[4]),  # from 16 pixels on: images are scaled to 192
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=2)),
+        bbox_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(
             in_channels=channels,
             fc_out_channels=512,
             num_classes=num_classes,
             loss_cls=dict(loss_weight=2.0),  # boxes and masks are learned long before classes
         ),
-        mask_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=2)),
+        mask_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=1)),
         mask_head=dict(
+            num_convs=2,
             in_channels=channels,
             conv_out_channels=channels,
             norm_cfg=norm,
