@@ -1,4 +1,4 @@
-"""mmdet's COCO data set and image loading, with checks in place of silence."""
+"""mmdet's COCO data set, with checks in place of silence."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import mmcv
-from mmcv.transforms import BaseTransform
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
-from mmdet.registry import DATASETS, TRANSFORMS
+from mmdet.registry import DATASETS
 from mmengine import fileio
 
 from .coco_annotations import (
@@ -22,6 +20,7 @@ from .coco_annotations import (
     read_annotations,
     some,
 )
+from .images import is_truncated_jpeg
 
 
 @DATASETS.register_module()
@@ -117,74 +116,3 @@ class CheckedCocoDataset(CocoDataset):
                 elif is_truncated_jpeg(content):
                     reason = f"it is a truncated JPEG of {len(content)} bytes; get it again"
             raise ValueError(f"{path} cannot be prepared ({where}): {reason}") from error
-
-
-def is_truncated_jpeg(content: bytes) -> bool:
-    """Whether the bytes are a JPEG whose image data ends without an end-of-image marker.
-
-    Thumbnails inside of segments and whatever follows the picture do not confuse it. A JPEG
-    that ends before its image data counts too. Other formats: False.
-    """
-    if content[:2] != b"\xff\xd8":
-        return False
-    at = 2
-    while content[at : at + 1] == b"\xff":
-        marker = content[at + 1 : at + 2]
-        if marker == b"\xff":  # fill byte
-            at += 1
-        elif marker == b"\xda":  # start of scan: in image data, 0xff is never followed by 0xd9
-            return content.find(b"\xff\xd9", at) < 0
-        else:
-            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return True
-
-
-@TRANSFORMS.register_module()
-class CheckImage(BaseTransform):
-    """Compare the image just loaded with its file and its annotation; goes after LoadImageFromFile.
-
-    - A truncated JPEG is an error. (OpenCV 4 fills what is missing with grey, and so does
-      OpenCV 5 where a download left zeros in its place.)
-    - If height and width are swapped against the annotation file, and the file has an EXIF
-      orientation, the annotations were made on the stored pixels: the image is loaded again
-      without turning it. (Mirrored and half-turned images keep their size: they cannot be told.)
-    - Any other difference in size is an error: boxes would lie beside their objects.
-
-    Reads `img`, and where present `img_path`, `height` and `width`; an image that came as an array
-    passes. May change `img`, `img_shape` and `ori_shape`.
-
-    Args:
-        backend_args: As of LoadImageFromFile.
-    """
-
-    def __init__(self, *, backend_args: dict | None = None) -> None:
-        self.backend_args = backend_args
-
-    def transform(self, results: dict) -> dict:
-        path = results.get("img_path")
-        if not path:
-            return results
-        content = fileio.get(path, backend_args=self.backend_args)
-        if is_truncated_jpeg(content):
-            raise ValueError(
-                f"{path} is a truncated JPEG ({len(content)} bytes, no end-of-image marker): get "
-                "it again, or take it out of the annotation file"
-            )
-        wanted = results.get("height"), results.get("width")
-        if None in wanted or wanted == results["img"].shape[:2]:
-            return results
-        found = results["img"].shape[:2]
-        if wanted == found[::-1]:
-            colour = "color" if results["img"].ndim == 3 else "grayscale"
-            unturned = mmcv.imfrombytes(content, flag=f"{colour}_ignore_orientation", backend="cv2")
-            if unturned.shape[:2] == wanted:
-                results["img"] = unturned.astype(results["img"].dtype)
-                results["img_shape"] = results["ori_shape"] = unturned.shape[:2]
-                return results
-        raise ValueError(
-            f"{path} is {found[1]}x{found[0]} pixels (width x height), its annotation says "
-            f"{wanted[1]}x{wanted[0]}: boxes would not fit. Is it the image that was annotated?"
-        )
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(backend_args={self.backend_args})"

@@ -17,7 +17,8 @@ from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.registry import DefaultScope
 
 from fastvit_dense import coco_annotations
-from fastvit_dense.coco import CheckedCocoDataset, CheckImage, is_truncated_jpeg
+from fastvit_dense.coco import CheckedCocoDataset
+from fastvit_dense.images import CheckImage, is_truncated_jpeg
 from fastvit_dense.sample_data import write_coco
 
 BOX = [10.0, 5.0, 20.0, 10.0]
