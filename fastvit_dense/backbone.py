@@ -124,14 +124,15 @@ class FastViT(BaseModule):
         self.strides = tuple(STRIDES[i] for i in out_indices)
 
         self.stem = ConvStem(in_channels, spec.widths[0], deploy=deploy)
-        rates = torch.linspace(0, drop_path_rate, sum(spec.depths)).split(list(spec.depths))
+        # On the CPU, so that a model can be laid out on the meta device.
+        rates = torch.linspace(0, drop_path_rate, sum(spec.depths), device="cpu")
         self.stages = nn.Sequential(
             *(
                 Stage(
                     spec.widths[max(i - 1, 0)],
                     spec.widths[i],
                     ffn_ratio=spec.ffn_ratio,
-                    drop_paths=rates[i].tolist(),
+                    drop_paths=rates.split(list(spec.depths))[i].tolist(),
                     attention=spec.attention and i == 3,
                     deploy=deploy,
                 )

@@ -210,3 +210,20 @@ def test_output_norms_go_into_laterals_that_alone_read_them(neck: dict, kept: li
     assert norms == kept
     assert not any(isinstance(m, BatchNorm) for m in fused.neck.modules())
     assert reparameterize(fused).state_dict().keys() == fused.state_dict().keys()
+
+
+@pytest.mark.parametrize("size", [(67, 97), (64, 128)])
+def test_segmentor_at_odd_sizes(size: tuple[int, int]) -> None:
+    mmseg = pytest.importorskip("mmseg.registry")
+    from fastvit_dense.runtime import load_config
+
+    cfg = load_config("configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py")
+    init_default_scope("mmseg")
+    model = randomise(mmseg.MODELS.build(cfg.model)).eval()
+    fused = reparameterize(model)
+    assert [n for n, m in fused.named_modules() if isinstance(m, BatchNorm | LayerScale)] == []
+    x, metas = torch.randn(1, 3, *size), [dict(img_shape=size)]
+    with torch.no_grad():
+        expected = model.encode_decode(x, metas)
+        assert expected.shape == (1, 150, *size)
+        assert difference(expected, fused.encode_decode(x, metas)) <= 1e-4

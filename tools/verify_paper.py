@@ -1,0 +1,27 @@
+"""Count parameters and MACs of the models and compare them with the paper's tables 2 and 9.
+
+Exit status 1 when a figure is not what it is said to be.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import fastvit_dense  # noqa: F401  (registers FastViT)
+from fastvit_dense.paper import backbone_rows, segmentor_rows, table
+
+CONFIG = Path(__file__).parents[1] / "configs/seg/fpn_fastvit-{arch}_8xb4-40k_ade20k-512x512.py"
+
+
+def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    rows = backbone_rows() + segmentor_rows(str(CONFIG))
+    print(table(rows))
+    off = [row for row in rows if not row.passes]
+    if off:
+        print(f"\n{len(off)} of {len(rows)} figures are off", file=sys.stderr)
+    return bool(off)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
