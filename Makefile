@@ -15,15 +15,18 @@ STAMP := $(VENV)/installed-$(shell { pwd; cat requirements/lock.txt setup.py; } 
 
 SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
 
-.PHONY: setup demo test lint format clean help
+.PHONY: setup demo demo-seg test lint format clean help
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 setup: $(STAMP) ## create or update the environment (the others do it when needed)
 
 demo: $(STAMP) ## train and evaluate a small detector on generated pictures
-	$(PY) tools/demo.py
+	$(PY) tools/demo.py det
+
+demo-seg: $(STAMP) ## train and evaluate a small segmentor on generated pictures
+	$(PY) tools/demo.py seg
 
 test: $(STAMP) ## run the tests
 	$(PY) -m pytest

@@ -47,7 +47,7 @@ def plot_training(scalars: Scalars, path: str | Path) -> None:
         scalars: as :func:`read_scalars` gives them.
         path: image file to write.
     """
-    losses = [n for n in scalars if n == "loss" or (n.startswith("loss_") and len(scalars[n]) > 1)]
+    losses = [n for n in scalars if n == "loss" or ("loss_" in n and len(scalars[n]) > 1)]
     figure = Figure(figsize=(8, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     for name, color in zip(losses, TABLEAU_COLORS.values(), strict=False):

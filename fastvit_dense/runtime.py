@@ -18,11 +18,16 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, print_log
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import (
+    BaseTTAModel,
+    MMDistributedDataParallel,
+    is_model_wrapper,
+    revert_sync_batchnorm,
+)
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner as MMEngineRunner
-from torch import nn
+from torch import Tensor, nn
 
 from . import mmcv_ops
 from .checkpoint import refused_global
@@ -134,6 +139,43 @@ class CPUAmpOptimWrapper(OptimWrapper):
             yield
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers for distributed training and test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module  # type: ignore[assignment]
+    return model
+
+
+def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], int]:
+    """What keeps a checkpoint's tensors from being a model's.
+
+    Args:
+        wanted: the model's state dict.
+        given: the checkpoint's.
+
+    Returns:
+        A phrase for each kind of difference (missing, unexpected, of another shape) with examples, and
+        the number of the model's tensors that the checkpoint does supply.
+    """
+    missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in given if k not in wanted]
+    misshapen = [
+        f"{k} {tuple(given[k].shape)}, in the model {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in given and given[k].shape != v.shape
+    ]
+    problems = [
+        f"{len(keys)} tensors {what} ({'; '.join(keys[:3])}{'; ...' if len(keys) > 3 else ''})"
+        for what, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshapen),
+        )
+        if keys
+    ]
+    return problems, len(wanted) - len(missing) - len(misshapen)
+
+
 class CheckpointFits(Hook):
     """Refuses a checkpoint that fits the model only in part, before anything is loaded.
 
@@ -144,30 +186,14 @@ class CheckpointFits(Hook):
 
     def after_load_checkpoint(self, runner: MMEngineRunner, checkpoint: dict) -> None:
         """Compare names, shapes and classes; raises ValueError where they differ."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        wanted = model.state_dict()
+        wanted = unwrap(runner.model).state_dict()
         given = {k.removeprefix("module."): v for k, v in checkpoint.get("state_dict", {}).items()}
         if not given:
             raise ValueError(
                 "the checkpoint holds no 'state_dict': expected a file that tools/train.py wrote. "
                 "Pretrained backbones go into model.backbone.init_cfg.checkpoint."
             )
-        missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
-        unexpected = [k for k in given if k not in wanted]
-        misshapen = [
-            f"{k} {tuple(given[k].shape)}, in the model {tuple(v.shape)}"
-            for k, v in wanted.items()
-            if k in given and given[k].shape != v.shape
-        ]
-        problems = [
-            f"{len(keys)} tensors {what} ({'; '.join(keys[:3])}{'; ...' if len(keys) > 3 else ''})"
-            for what, keys in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", misshapen),
-            )  # fmt: skip
-            if keys
-        ]
+        problems, fits = misfits(wanted, given)
         classes, trained_on = _classes(runner), checkpoint.get("meta", {}).get("dataset_meta") or {}
         trained_on = tuple(trained_on.get("classes", ()))
         if classes and trained_on and classes != trained_on:
@@ -182,7 +208,6 @@ class CheckpointFits(Hook):
                 f"the checkpoint does not fit this config: {'; '.join(problems)}. Use the config it "
                 "was trained with, or --cfg-options load_strict=False to start from what fits."
             )
-        fits = len(wanted) - len(missing) - len(misshapen)
         print_log(
             f"load_strict=False: {fits} of {len(wanted)} tensors fit; {'; '.join(problems)}",
             logger="current",
@@ -214,6 +239,8 @@ class Runner(MMEngineRunner):
         ``channels_last=True`` in the config puts the weights, and with them all maps, into that memory
         format: here, since the wrapper lays out its gradient buckets by the weights.
         """
+        if not torch.cuda.is_available():
+            model = revert_sync_batchnorm(model)  # SyncBN needs a GPU, also in several processes
         if self.cfg.get("channels_last"):
             # torch documents the argument, its stubs lack it.
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -236,10 +263,9 @@ class Runner(MMEngineRunner):
             raise ValueError(
                 f"{filename} holds more than plain data and its code is not run: {refused_global(e)}"
             ) from e
-        except (EOFError, RuntimeError) as e:
-            raise ValueError(
-                f"{filename} cannot be read, it may be truncated: {str(e).splitlines()[0]}"
-            ) from e
+        except (EOFError, OSError, RuntimeError) as e:
+            reason = (str(e) or "it ends early").splitlines()[0]
+            raise ValueError(f"{filename} cannot be read, it may be truncated: {reason}") from e
 
     def train(self) -> nn.Module:
         """Train; first say how the batch compares with the recipe's."""

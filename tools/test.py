@@ -47,7 +47,7 @@ def main() -> None:
         if args.show_dir:
             hook.test_out_dir = osp.abspath(args.show_dir)
     if args.tta:
-        if "tta_model" not in cfg or "tta_pipeline" not in cfg:
+        if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
             raise SystemExit(f"--tta: {args.config} defines no tta_model and tta_pipeline")
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline

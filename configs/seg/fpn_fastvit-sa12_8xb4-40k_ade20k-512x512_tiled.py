@@ -1,0 +1,26 @@
+# For images too large to segment whole (aerial, panoramas, scans): windows of 512 with an overlap of
+# 128, images in their own size, memory that does not grow with their height. Checkpoints are the
+# reference's. For another model: the same type, test_cfg and pipeline.
+_base_ = "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py"
+custom_imports = dict(
+    imports=[
+        "fastvit_dense",
+        "fastvit_dense.images",
+        "fastvit_dense.seg_data",
+        "fastvit_dense.seg_pictures",
+        "fastvit_dense.tiled",
+    ]
+)
+model = dict(
+    type="TiledSegmentor",
+    test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(384, 384)),
+)
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="CheckImage"),
+    dict(type="LoadAnnotations"),
+    dict(type="CheckLabels"),
+    dict(type="PackSegInputs"),
+]
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

@@ -1,0 +1,6 @@
+_base_ = "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py"
+init_cfg = dict(checkpoint="timm://fastvit_t12.apple_in1k")
+model = dict(
+    backbone=dict(arch="t12", drop_path_rate=0.0, init_cfg=init_cfg),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

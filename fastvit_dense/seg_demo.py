@@ -1,0 +1,260 @@
+"""Segmentation of images, videos and webcams as tools/seg_demo.py shows it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import mmseg.datasets  # noqa: F401  (registers what test pipelines and class names are made of)
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+from mmseg.apis import inference_model, init_model
+from mmseg.models import BaseSegmentor
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .checkpoint import refused_global
+from .frames import Frames, FrameWriter, open_input
+from .runtime import misfits
+from .seg_pictures import draw_segmentation
+
+_WINDOW = "segmentation, q ends"
+
+
+def load_segmentor(config: str, checkpoint: str, *, device: str) -> BaseSegmentor:
+    """Build a segmentor and load its weights, all of them or none.
+
+    Args:
+        config: config file; its test_pipeline is applied to each frame.
+        checkpoint: what tools/train.py wrote with it; a path or an address.
+        device: cpu or cuda:0.
+
+    Returns:
+        The model in evaluation mode, with ``cfg``, and the ``classes`` and ``palette`` (RGB) of every
+        class in ``dataset_meta``.
+
+    Raises:
+        FileNotFoundError: there is no such config or checkpoint.
+        ValueError: the device is not there; the checkpoint cannot be read, or does not fit the config.
+    """
+    _check_device(device)
+    if not os.path.isfile(config):
+        raise FileNotFoundError(
+            f"config {config!r} does not exist; configs/seg holds the project's"
+        )
+    cfg = Config.fromfile(config)
+    if "test_pipeline" not in cfg:  # inference_model looks for it there
+        cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
+    content = _read_checkpoint(checkpoint)
+    # init_model forgets only EncoderDecoder's own; weights of the backbone come with the checkpoint.
+    cfg.model.backbone.init_cfg = None
+    model = init_model(cfg, None, device)
+    check_fits(model, content["state_dict"], name=checkpoint)
+    model.load_state_dict(_without_prefix(content["state_dict"]), strict=False)
+    model.dataset_meta = _classes_and_palette(content, int(model.num_classes), name=checkpoint)
+    return model
+
+
+def check_fits(model: nn.Module, state_dict: Mapping[str, Tensor], *, name: str) -> None:
+    """Refuse a checkpoint whose tensors are not the model's; mmengine would load what fits.
+
+    Args:
+        model: the model.
+        state_dict: the checkpoint's tensors.
+        name: of the checkpoint, for the message.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape.
+    """
+    problems, _ = misfits(model.state_dict(), _without_prefix(state_dict))
+    if problems:
+        raise ValueError(
+            f"{name} does not fit this config: {'; '.join(problems)}. Use the config it was trained with."
+        )
+
+
+def segment(
+    model: BaseSegmentor,
+    frames: Frames,
+    writer: FrameWriter,
+    *,
+    opacity: float = 0.5,
+    show: bool = False,
+) -> list[float]:
+    """Segment frames, write pictures with a legend, and show progress.
+
+    A webcam ends with Ctrl-C; anything does with q in the window. What was made until then is kept.
+    Ctrl-C in a video goes on to the caller, and with it the writer leaves no video.
+
+    Args:
+        model: of :func:`load_segmentor`.
+        frames: the input, opened.
+        writer: where the pictures go, entered.
+        opacity: of the colours over the image, 0 to 1.
+        show: show the pictures in a window, too.
+
+    Returns:
+        Seconds that inference took, preprocessing of the frame included, for each frame.
+
+    Raises:
+        ValueError: `opacity` is out of range; no window can be shown; as of reading and writing.
+    """
+    if not 0 <= opacity <= 1:
+        raise ValueError(
+            f"opacity is {opacity}, expected 0 (the image alone) to 1 (the classes alone)"
+        )
+    if show:
+        _check_window()
+    meta, seconds = model.dataset_meta, list[float]()
+    on_gpu = next(model.parameters()).is_cuda
+    try:
+        for name, image in tqdm(frames, total=frames.total, unit="frame"):
+            start = time.perf_counter()
+            result = inference_model(model, image)
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+            labels = result.pred_sem_seg.data[0].cpu().numpy().astype(np.int64)  # (H, W)
+            picture = draw_segmentation(
+                image, labels, classes=meta["classes"], palette=meta["palette"], alpha=opacity
+            )
+            writer.write(name, picture)
+            if show:
+                cv2.imshow(_WINDOW, picture)
+                if cv2.waitKey(1) & 0xFF == ord("q"):
+                    break
+    except KeyboardInterrupt:
+        if frames.kind != "webcam":
+            raise
+    finally:
+        if show:
+            cv2.destroyAllWindows()
+    return seconds
+
+
+def run_demo(
+    source: str,
+    config: str,
+    *,
+    checkpoint: str,
+    out: str,
+    device: str | None = None,
+    opacity: float = 0.5,
+    show: bool = False,
+) -> str:
+    """Segment an input and write pictures of it.
+
+    Args:
+        source: as of :func:`fastvit_dense.frames.open_input`.
+        config: config file.
+        checkpoint: checkpoint that tools/train.py wrote.
+        out: folder for the pictures or the video.
+        device: cpu or cuda:0; None is the GPU if there is one.
+        opacity: of the colours over the image, 0 to 1.
+        show: show the pictures in a window, too.
+
+    Returns:
+        Number of frames, speed and where the results are, in a few lines.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as of the functions above.
+    """
+    device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    with open_input(source) as frames:
+        writer = FrameWriter(out, frames)  # it may refuse: before the model is loaded
+        model = load_segmentor(config, checkpoint, device=device)
+        start = time.perf_counter()
+        with writer:
+            seconds = segment(model, frames, writer, opacity=opacity, show=show)
+        elapsed = time.perf_counter() - start
+    if not seconds:
+        return "0 frames: stopped before the first was done"
+    each = statistics.median(seconds)
+    lines = [
+        f"{len(seconds)} frames on {_describe(device)}",
+        f"inference: {1 / each:.1f} frames/s (median {each * 1000:.1f} ms a frame, preparation included)",
+        f"end to end, with reading, drawing and writing: {len(seconds) / elapsed:.1f} frames/s",
+        f"results: {writer.paths[0] if len(writer.paths) == 1 else writer.folder}",
+    ]
+    if frames.total and len(seconds) < frames.total:
+        lines.insert(
+            1, f"of {frames.total} that {source} should have: stopped, or the file is damaged"
+        )
+    return "\n".join(lines)
+
+
+def _read_checkpoint(path: str) -> dict[str, Any]:
+    try:
+        content = CheckpointLoader.load_checkpoint(path, map_location="cpu")
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"checkpoint {path!r} does not exist") from e
+    except pickle.UnpicklingError as e:
+        raise ValueError(
+            f"{path} holds more than plain data and its code is not run: {refused_global(e)}"
+        ) from e
+    except (EOFError, OSError, RuntimeError) as e:  # what a truncated file gives depends on where
+        reason = (str(e).splitlines() or ["it ends too early"])[0]
+        raise ValueError(f"{path} cannot be read, it may be truncated: {reason}") from e
+    if not isinstance(content, dict) or not content.get("state_dict"):
+        raise ValueError(f"{path} holds no 'state_dict': expected a file that tools/train.py wrote")
+    return content
+
+
+def _without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as they are without the wrapper of distributed training."""
+    return {k.removeprefix("module."): v for k, v in state_dict.items()}
+
+
+def _classes_and_palette(content: Mapping[str, Any], count: int, *, name: str) -> dict[str, Any]:
+    """Names and RGB colours of the classes, numbers and random colours where there are none."""
+    meta = content.get("meta", {}).get("dataset_meta") or {}
+    classes, palette = meta.get("classes"), meta.get("palette")
+    if not classes:
+        print(f"{name} names no classes: they are numbered", file=sys.stderr)
+        classes = [str(i) for i in range(count)]
+    if len(classes) != count:
+        raise ValueError(
+            f"{name} was trained on {len(classes)} classes, the config has num_classes={count}: use the "
+            "config it was trained with"
+        )
+    if palette is None or len(palette) < count:
+        palette = np.random.RandomState(42).randint(0, 256, (count, 3)).tolist()
+    return dict(classes=tuple(classes), palette=[tuple(map(int, colour)) for colour in palette])
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device)
+    except RuntimeError as e:
+        raise ValueError(f"device {device!r} is unknown: expected cpu or cuda:0") from e
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} is not there: torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} GPUs; use cpu, or look at nvidia-smi"
+        )
+
+
+def _check_window() -> None:
+    if sys.platform == "linux" and not (os.getenv("DISPLAY") or os.getenv("WAYLAND_DISPLAY")):
+        raise ValueError("no window can be shown: there is no display (DISPLAY is not set)")
+    try:
+        cv2.namedWindow(_WINDOW)
+    except cv2.error as e:
+        raise ValueError(
+            "no window can be shown: this OpenCV was built without (opencv-python-headless). Replace it "
+            "with opencv-python, or look at the files that are written"
+        ) from e
+
+
+def _describe(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"

@@ -1,0 +1,116 @@
+"""Every segmentation config builds, trains a step, predicts, and fits its own parts together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+
+from fastvit_dense import ARCHS
+from fastvit_dense.runtime import batch_message, load_config
+
+mmseg = pytest.importorskip("mmseg")
+from mmseg.registry import MODELS  # noqa: E402
+from mmseg.structures import SegDataSample  # noqa: E402
+
+ROOT = Path(__file__).parents[1] / "configs/seg"
+SEG = sorted(ROOT.glob("**/*.py"))
+REFERENCES = {
+    "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512", "fpn_fastvit-sa12_4xb4-80k_ade20k-512x512",
+    "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512_tiled", "fpn_fastvit-sa12_4xb2-80k_cityscapes-512x1024",
+    "upernet_fastvit-sa24_8xb2-160k_ade20k-512x512", "fpn_fastvit-t8_demo-regions",
+}  # fmt: skip
+
+
+def test_how_many() -> None:
+    assert (
+        len(SEG) == 7 + 7 + 4
+    )  # both schedules of every variant; tiled, UPerNet, Cityscapes, demo
+    for schedule in ("8xb4-40k", "4xb4-80k"):
+        names = {f"fpn_fastvit-{arch}_{schedule}_ade20k-512x512" for arch in ARCHS}
+        assert names < {p.stem for p in SEG}
+
+
+@pytest.mark.parametrize("path", SEG, ids=lambda p: p.stem)
+def test_variants_are_small_diffs(path: Path) -> None:
+    if path.stem not in REFERENCES:
+        lines = path.read_text().splitlines()
+        assert len([line for line in lines if not line.startswith("#")]) <= 6
+
+
+@pytest.mark.parametrize("path", SEG, ids=lambda p: p.stem)
+def test_builds_trains_and_predicts(path: Path) -> None:
+    cfg = load_config(str(path))
+    init_default_scope(cfg.default_scope)
+    backbone = cfg.model.backbone
+    assert f"fastvit-{backbone.arch}" in path.stem
+    assert "drop_path_rate" in backbone and "norm_eval" in backbone
+    if "demo" not in path.stem:
+        assert backbone.drop_path_rate == ARCHS[backbone.arch].drop_path_rate
+        assert backbone.init_cfg.checkpoint == f"timm://fastvit_{backbone.arch}.apple_in1k"
+    backbone.init_cfg = None
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    reads = cfg.model.neck if cfg.model.get("neck") else cfg.model.decode_head
+    assert tuple(reads.in_channels) == model.backbone.out_channels
+    assert len(model.backbone.strides) == len(cfg.model.decode_head.in_channels)
+    classes = cfg.model.decode_head.num_classes
+
+    samples = []
+    for _ in range(2):
+        labels = torch.randint(classes, (1, 64, 96))
+        labels[:, :8] = 255
+        samples.append(
+            SegDataSample(
+                gt_sem_seg=PixelData(data=labels),
+                metainfo=dict(img_shape=(64, 96), ori_shape=(59, 90), pad_shape=(64, 96)),
+            )
+        )
+    images = [torch.randint(256, (3, 64, 96), dtype=torch.uint8) for _ in range(2)]
+    model.data_preprocessor.size = (64, 96)
+    model.train()
+    data = model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
+    loss, parts = model.parse_losses(model(**data, mode="loss"))
+    assert torch.isfinite(loss) and len(parts) >= 2
+    loss.backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []  # the paper's table 9 has no part that does not learn, nor should a config
+    assert model.backbone.norm3.weight.grad.abs().sum() > 0
+
+    model.eval()
+    if cfg.model.test_cfg.mode == "slide":
+        model.test_cfg.update(crop_size=(64, 64), stride=(48, 48))
+    with torch.no_grad():
+        predictions = model.test_step(dict(inputs=images, data_samples=samples))
+    for prediction in predictions:
+        assert prediction.pred_sem_seg.data.shape == (1, 59, 90)
+        assert 0 <= int(prediction.pred_sem_seg.data.min())
+        assert int(prediction.pred_sem_seg.data.max()) < classes
+
+
+@pytest.mark.parametrize("path", SEG, ids=lambda p: p.stem)
+def test_schedule_and_data(path: Path) -> None:
+    cfg = Config.fromfile(path)
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
+    assert cfg.default_hooks.visualization.type == "SegPicturesHook"
+    assert {"ClassesFitHook"} <= {hook.type for hook in cfg.custom_hooks}
+    for split in ("train", "val", "test"):
+        dataset = cfg[f"{split}_dataloader"].dataset
+        assert dataset.type.startswith("Checked")
+        steps = [t.type for t in dataset.pipeline]
+        assert steps[:2] == ["LoadImageFromFile", "CheckImage"]
+        assert steps[steps.index("LoadAnnotations") + 1] == "CheckLabels"
+    if "demo" not in path.stem:
+        gpus, images = map(int, path.stem.split("_")[2].split("-")[0].split("xb"))
+        assert cfg.train_dataloader.batch_size == images
+        assert cfg.auto_scale_lr.base_batch_size == gpus * images
+        assert (
+            int(path.stem.split("_")[2].split("-")[1].rstrip("k")) * 1000 == cfg.train_cfg.max_iters
+        )
+        assert "as in the recipe" in batch_message(cfg, gpus)
+    if path.stem.startswith("fpn") and "ade20k" in path.stem:
+        # Learning rate in proportion to the images of a step, the same images in all.
+        assert cfg.optim_wrapper.optimizer.lr / cfg.auto_scale_lr.base_batch_size == 2e-4 / 32
+        assert cfg.auto_scale_lr.base_batch_size * cfg.train_cfg.max_iters == 32 * 40000
