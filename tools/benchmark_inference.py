@@ -1,0 +1,47 @@
+"""Throughput of mmseg's inference_model from file to labels, with the share of each step.
+
+python tools/benchmark_inference.py IMAGE [IMAGE ...] [--config CONFIG] [--fuse]
+"""
+
+import argparse
+
+import torch
+
+import fastvit_dense
+from fastvit_dense import mmcv_ops
+from fastvit_dense.inference_speed import measure_steps, table
+from fastvit_dense.training_speed import device_name
+
+CONFIG = "configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--config", default=CONFIG, help="segmentation config")
+    parser.add_argument("--checkpoint", help="weights; speed does not depend on them")
+    parser.add_argument("--fuse", action="store_true", help="reparameterize the model first")
+    parser.add_argument("--channels-last", action="store_true", help="this memory format")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=10, help="times each image is timed")
+    args = parser.parse_args()
+
+    from mmseg.apis import init_model
+
+    model = init_model(args.config, args.checkpoint, device=args.device)
+    if args.fuse:
+        model = fastvit_dense.reparameterize(model)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    seconds = measure_steps(model, args.images, rounds=args.rounds)
+    print(
+        f"{device_name(args.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{mmcv_ops.describe()}\n{args.config}, {'fused' if args.fuse else 'not fused'}\n"
+    )
+    print(table(seconds))
+
+
+if __name__ == "__main__":
+    main()
