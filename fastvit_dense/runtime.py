@@ -139,6 +139,30 @@ class CPUAmpOptimWrapper(OptimWrapper):
             yield
 
 
+@contextmanager
+def clear_reading_errors(filename: str) -> Iterator[None]:
+    """Let errors of reading a checkpoint name the file and the likely cause.
+
+    Args:
+        filename: the checkpoint read inside.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it holds code, or is truncated.
+    """
+    try:
+        yield
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"checkpoint {filename!r} does not exist") from e
+    except pickle.UnpicklingError as e:
+        raise ValueError(
+            f"{filename} holds more than plain data and its code is not run: {refused_global(e)}"
+        ) from e
+    except (EOFError, OSError, RuntimeError) as e:  # what a truncated file gives depends on where
+        reason = (str(e) or "it ends early").splitlines()[0]
+        raise ValueError(f"{filename} cannot be read, it may be truncated: {reason}") from e
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside the wrappers for distributed training and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -255,17 +279,8 @@ class Runner(MMEngineRunner):
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         """Load a checkpoint of plain data, with errors that name the file; see CheckpointFits."""
-        try:
+        with clear_reading_errors(filename):
             return super().load_checkpoint(filename, *args, **kwargs)
-        except FileNotFoundError as e:
-            raise FileNotFoundError(f"checkpoint {filename!r} does not exist") from e
-        except pickle.UnpicklingError as e:
-            raise ValueError(
-                f"{filename} holds more than plain data and its code is not run: {refused_global(e)}"
-            ) from e
-        except (EOFError, OSError, RuntimeError) as e:
-            reason = (str(e) or "it ends early").splitlines()[0]
-            raise ValueError(f"{filename} cannot be read, it may be truncated: {reason}") from e
 
     def train(self) -> nn.Module:
         """Train; first say how the batch compares with the recipe's."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import statistics
 import sys
 import time
@@ -21,9 +20,8 @@ from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoint import refused_global
 from .frames import Frames, FrameWriter, open_input
-from .runtime import misfits
+from .runtime import clear_reading_errors, misfits
 from .seg_pictures import draw_segmentation
 
 _WINDOW = "segmentation, q ends"
@@ -192,17 +190,8 @@ def run_demo(
 
 
 def _read_checkpoint(path: str) -> dict[str, Any]:
-    try:
+    with clear_reading_errors(path):
         content = CheckpointLoader.load_checkpoint(path, map_location="cpu")
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"checkpoint {path!r} does not exist") from e
-    except pickle.UnpicklingError as e:
-        raise ValueError(
-            f"{path} holds more than plain data and its code is not run: {refused_global(e)}"
-        ) from e
-    except (EOFError, OSError, RuntimeError) as e:  # what a truncated file gives depends on where
-        reason = (str(e).splitlines() or ["it ends too early"])[0]
-        raise ValueError(f"{path} cannot be read, it may be truncated: {reason}") from e
     if not isinstance(content, dict) or not content.get("state_dict"):
         raise ValueError(f"{path} holds no 'state_dict': expected a file that tools/train.py wrote")
     return content

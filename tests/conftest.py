@@ -1,10 +1,26 @@
 """Shared test helpers."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import fastvit_dense  # noqa: F401  (registers FastViT, serves mmcv's operators)
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_tool(*command: object, fails: bool = False) -> str:
+    """Run a tool as a user types it, in the repository; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    text = done.stdout + done.stderr
+    assert (done.returncode != 0) == fails, text[-5000:]
+    return text
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

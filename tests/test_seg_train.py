@@ -1,13 +1,12 @@
 """tools/train.py and tools/test.py on segmentation as a user types them, and mmseg's inference API."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import run_tool as run
 
 from fastvit_dense.sample_data import write_ade20k
 
@@ -27,16 +26,6 @@ test_dataloader = val_dataloader
 train_cfg = dict(max_iters=4, val_interval=4)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
 """
-
-
-def run(*command: object, fails: bool = False) -> str:
-    """Run a tool; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    text = done.stdout + done.stderr
-    assert (done.returncode != 0) == fails, text[-5000:]
-    return text
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@
 import json
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import run_tool as run
 
 from fastvit_dense.sample_data import write_coco
 
@@ -31,16 +30,6 @@ test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=2, val_interval=2)
 default_hooks = dict(logger=dict(interval=1))
 """
-
-
-def run(*command: object, fails: bool = False) -> str:
-    """Run a tool; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    text = done.stdout + done.stderr
-    assert (done.returncode != 0) == fails, text[-5000:]
-    return text
 
 
 @pytest.fixture(scope="module")
