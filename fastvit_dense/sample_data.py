@@ -178,7 +178,7 @@ def _coco_split(folder: Path, count: int, *, seed: int, size: int, number: int) 
         width, height = _draw_size(rng, size)
         empty, crowd = i % _EVERY_EMPTY == 11, i % _EVERY_CROWD == 4
         scene = draw_scene(
-            rng, (width, height), count=0 if empty else int(rng.integers(1, 7)), crowd=crowd
+            rng, (width, height), count=0 if empty else int(rng.integers(1, 6)), crowd=crowd
         )
         image_id = (
             10 * i + 3 + 4 * number

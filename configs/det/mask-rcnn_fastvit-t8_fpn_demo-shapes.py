@@ -31,7 +31,7 @@ model = dict(
             num_classes=num_classes,
             loss_cls=dict(loss_weight=2.0),  # boxes and masks are learned long before classes
         ),
-        mask_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=1)),
+        mask_roi_extractor=dict(out_channels=channels, roi_layer=dict(sampling_ratio=2)),
         mask_head=dict(
             num_convs=2,
             in_channels=channels,
