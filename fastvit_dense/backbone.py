@@ -3,7 +3,7 @@
 Shape legend: B batch, H and W height and width of the image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -54,7 +54,8 @@ class FastViT(BaseModule):
         arch: a key of ``ARCHS``: t8, t12, s12, sa12, sa24, sa36 or ma36.
         out_indices: the stages whose maps are returned, ascending, 0 to 3 for strides 4 to 32.
             Stages past the last one are not built.
-        out_norm: give each returned map a BatchNorm of its own.
+        out_norm: give each returned map a BatchNorm of its own; or the stages whose maps get one, some
+            of `out_indices` (what is left where others are folded into the neck).
         norm_eval: keep the backbone's BatchNorms in eval mode while training (running statistics are
             used and not updated). The output norms are exempt: they are new and have to learn.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages: no
@@ -80,7 +81,7 @@ class FastViT(BaseModule):
         arch: str = "sa12",
         out_indices: Sequence[int] = (0, 1, 2, 3),
         *,
-        out_norm: bool = True,
+        out_norm: bool | Sequence[int] = True,
         norm_eval: bool = False,
         frozen_stages: int = -1,
         drop_path_rate: float | None = None,
@@ -97,6 +98,11 @@ class FastViT(BaseModule):
             raise ValueError(
                 "out_indices must be ascending stage numbers from 0 (stride 4) to 3 (stride 32), "
                 f"such as (0, 1, 2, 3); got {out_indices}"
+            )
+        with_norm = out_indices if out_norm is True else tuple(out_norm or ())
+        if not set(with_norm) <= set(out_indices):
+            raise ValueError(
+                f"out_norm must be True, False or some of out_indices, {out_indices}; got {out_norm}"
             )
         if not -1 <= frozen_stages <= 4:
             raise ValueError(
@@ -140,7 +146,7 @@ class FastViT(BaseModule):
             )
         )
         for i in out_indices:
-            norm = nn.BatchNorm2d(spec.widths[i]) if out_norm else nn.Identity()
+            norm = nn.BatchNorm2d(spec.widths[i]) if i in with_norm else nn.Identity()
             self.add_module(f"norm{i}", norm)
         self._freeze()
 
@@ -196,6 +202,25 @@ class FastViT(BaseModule):
         else:
             super().init_weights()
 
+    def switch_to_deploy(self) -> None:
+        """Turn this backbone into its fused, inference-only structure, as built with ``deploy=True``.
+
+        The name that mmdeploy calls. Weights, dtype, device and memory format are kept as by
+        :func:`fastvit_dense.reparameterize`, which also fuses what stands around the backbone. Once
+        fused, nothing happens.
+
+        Raises:
+            ValueError: the backbone is in training mode.
+        """
+        if self.deploy:
+            return
+        from .reparam import reparameterize  # here, since reparam.py needs this module to be whole
+
+        for name, value in vars(reparameterize(self)).items():
+            # Private are torch's own: of them the hooks, which others put here, stay.
+            if name == "_modules" or not name.startswith("_"):
+                setattr(self, name, value)
+
     def _frozen_parts(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
@@ -210,6 +235,22 @@ class FastViT(BaseModule):
         # another structure in silence and leave this backbone random.
         refuse_wrong_structure(state_dict, prefix, deploy=self.deploy)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def refuse_other_structures(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Raise where a state dict holds a FastViT of a model in the other structure, fused or unfused.
+
+    Args:
+        model: such as a detector.
+        state_dict: what is about to be loaded into it.
+
+    Raises:
+        ValueError: the structures differ; the message has the cure.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, FastViT):
+            prefix = f"{name}." if name else ""
+            refuse_wrong_structure(state_dict, prefix, deploy=module.deploy)
 
 
 def _forward_recomputed(stage: Stage, x: Tensor) -> Tensor:

@@ -187,12 +187,14 @@ def refuse_wrong_structure(state_dict: Mapping[str, Tensor], prefix: str, *, dep
     if fused in state_dict and not deploy:
         raise ValueError(
             f"the checkpoint holds a fused backbone ({fused}), the model is unfused. Set deploy=True "
-            "in the backbone's config to run it, or load the unfused checkpoint to train on."
+            "to run a bare backbone; for a whole model use the config that tools/reparameterize.py wrote "
+            "beside it (X.py for X.pth). To train on, load the unfused checkpoint."
         )
     if unfused in state_dict and deploy:
         raise ValueError(
             f"the checkpoint holds an unfused backbone ({unfused}), the model was built with "
-            "deploy=True. Build it with deploy=False."
+            "deploy=True. Build it with deploy=False, as the config does that it was trained with, or fuse "
+            "the checkpoint with tools/reparameterize.py."
         )
 
 

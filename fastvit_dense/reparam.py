@@ -40,7 +40,9 @@ class Kernel(NamedTuple):
     bias: Tensor
 
 
-def reparameterize(model: Model, *, inplace: bool = False) -> Model:
+def reparameterize(
+    model: Model, *, inplace: bool = False, conv_modules: bool = True, output_norms: bool = True
+) -> Model:
     """Replace every FastViT in a model by its fused, inference-only structure; same function, faster.
 
     Works on a bare backbone and on whatever contains one: detector, segmentor, hand model. Beside the
@@ -51,6 +53,8 @@ def reparameterize(model: Model, *, inplace: bool = False) -> Model:
     Args:
         model: in eval mode; dtype, device and memory format are kept.
         inplace: change `model` itself, except for a bare backbone, which is always a new object.
+        conv_modules: fuse conv + BatchNorm pairs of necks and heads, too.
+        output_norms: fold output norms into the neck, too.
 
     Returns:
         The fused model: a copy unless `inplace`.
@@ -76,8 +80,9 @@ def reparameterize(model: Model, *, inplace: bool = False) -> Model:
         for name, child in list(parent.named_children()):
             if isinstance(child, FastViT) and not child.deploy:
                 setattr(parent, name, fuse_backbone(child))
-    _fuse_conv_modules(model)
-    for parent in model.modules():
+    if conv_modules:
+        _fuse_conv_modules(model)
+    for parent in model.modules() if output_norms else ():
         if isinstance(getattr(parent, "backbone", None), FastViT):
             _fold_output_norms(parent.backbone, getattr(parent, "neck", None))
     return model.eval()  # what took the place of BatchNorms is new
@@ -96,7 +101,7 @@ def fuse_backbone(backbone: FastViT) -> FastViT:
     fused = FastViT(
         backbone.arch,
         backbone.out_indices,
-        out_norm=isinstance(getattr(backbone, f"norm{backbone.out_indices[0]}"), nn.BatchNorm2d),
+        out_norm=stages_with_norm(backbone),
         drop_path_rate=0.0,
         in_channels=weight.shape[1],
         deploy=True,
@@ -106,6 +111,15 @@ def fuse_backbone(backbone: FastViT) -> FastViT:
     with torch.no_grad():
         _fill(backbone, fused)
     return fused.eval().requires_grad_(False)
+
+
+def stages_with_norm(backbone: FastViT) -> list[int]:
+    """The stages whose maps have an output norm: what FastViT takes as ``out_norm``."""
+    return [
+        i
+        for i in backbone.out_indices
+        if not isinstance(getattr(backbone, f"norm{i}"), nn.Identity)
+    ]
 
 
 def fold_bn(bn: Layer) -> tuple[Tensor, Tensor]:

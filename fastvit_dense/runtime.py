@@ -30,6 +30,7 @@ from mmengine.runner import Runner as MMEngineRunner
 from torch import Tensor, nn
 
 from . import mmcv_ops
+from .backbone import refuse_other_structures
 from .checkpoint import refused_global
 
 # Keys a config may get from the command line without having them itself.
@@ -210,15 +211,17 @@ class CheckpointFits(Hook):
 
     def after_load_checkpoint(self, runner: MMEngineRunner, checkpoint: dict) -> None:
         """Compare names, shapes and classes; raises ValueError where they differ."""
-        wanted = unwrap(runner.model).state_dict()
+        model = unwrap(runner.model)
+        wanted, meta = model.state_dict(), checkpoint.get("meta", {})
         given = {k.removeprefix("module."): v for k, v in checkpoint.get("state_dict", {}).items()}
         if not given:
             raise ValueError(
                 "the checkpoint holds no 'state_dict': expected a file that tools/train.py wrote. "
                 "Pretrained backbones go into model.backbone.init_cfg.checkpoint."
             )
+        refuse_other_structures(model, given)
         problems, fits = misfits(wanted, given)
-        classes, trained_on = _classes(runner), checkpoint.get("meta", {}).get("dataset_meta") or {}
+        classes, trained_on = _classes(runner), meta.get("dataset_meta") or {}
         trained_on = tuple(trained_on.get("classes", ()))
         if classes and trained_on and classes != trained_on:
             problems.append(
@@ -229,8 +232,13 @@ class CheckpointFits(Hook):
             return
         if runner.cfg.get("load_strict", True):
             raise ValueError(
-                f"the checkpoint does not fit this config: {'; '.join(problems)}. Use the config it "
-                "was trained with, or --cfg-options load_strict=False to start from what fits."
+                f"the checkpoint does not fit this config: {'; '.join(problems)}. Use the config "
+                + (
+                    "that tools/reparameterize.py wrote beside it: it is fused."
+                    if meta.get("fastvit_dense", {}).get("deploy")
+                    else "it was trained with, or --cfg-options load_strict=False to start from "
+                    "what fits."
+                )
             )
         print_log(
             f"load_strict=False: {fits} of {len(wanted)} tensors fit; {'; '.join(problems)}",
