@@ -59,7 +59,7 @@ def main() -> None:
         "--show-dir", str(out / "pictures"))  # fmt: skip
 
     pictures = sorted((out / "pictures").glob("*.jpg"))
-    contact_sheet(pictures[:12], out / "predictions.jpg")
+    contact_sheet(pictures[:: max(1, len(pictures) // 12)][:12], out / "predictions.jpg")
     scalars = read_scalars(out)
     plot_training(scalars, out / "training.png")
 

@@ -88,6 +88,6 @@ param_scheduler = [
 optim_wrapper = dict(optimizer=dict(lr=3e-3, weight_decay=0.05, fused=True))
 channels_last = True  # a tenth faster on a CPU
 auto_scale_lr = dict(base_batch_size=4)
-default_hooks = dict(logger=dict(interval=20), visualization=dict(score_thr=0.5))
+default_hooks = dict(logger=dict(interval=20), visualization=dict(score_thr=0.7))
 visualizer = dict(alpha=0.4)
 randomness = dict(seed=0)
