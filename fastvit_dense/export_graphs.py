@@ -1,0 +1,318 @@
+"""What an exported file computes: one graph from the image to feature maps, logits or a head's raw maps.
+
+Everything here is a plain ``forward(x)`` of tensors, without data samples, lists and post-processing:
+what ONNX, OpenVINO and Core ML can all express. Models are told apart by their parts (``decode_head``,
+``rpn_head``, ``bbox_head``), so that neither mmdet nor mmseg is needed for the other's models.
+
+Shape legend: B batch, H and W height and width of the image, s stride of a map.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbone import FastViT
+
+PARTS = ("model", "backbone")
+_AFTER_MAPS = "everything behind the maps"
+_AFTER_LOGITS = (
+    "labels (the argmax over the classes) and their resizing to the original image; sliding windows"
+)
+_AFTER_RPN = (
+    "anchors, decoding and choice of proposals (top-k, NMS), RoI align, the box and mask heads, and the "
+    "final NMS: they read the maps p and rpn"
+)
+_AFTER_HEAD = "anchors, sigmoid, decoding of boxes, top-k and NMS"
+
+
+class Normalisation(NamedTuple):
+    """How a model's data preprocessor makes the network's input of an image as OpenCV reads it.
+
+    Attributes:
+        mean: of each channel, subtracted; in grey levels 0 to 255 and the order of the network.
+        std: of each channel, divided by; likewise.
+        bgr_to_rgb: whether the channels are reversed first.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bgr_to_rgb: bool
+
+
+def normalisation_of(model: nn.Module) -> Normalisation | None:
+    """The normalisation of a model's data preprocessor; None where there is none."""
+    preprocessor: Any = getattr(model, "data_preprocessor", None)
+    mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)
+    if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
+        return None
+    # mmengine and mmdet keep the flag under the first name, mmseg under the second.
+    reverse = getattr(preprocessor, "_channel_conversion", None)
+    if reverse is None:
+        reverse = getattr(preprocessor, "channel_conversion", False)
+    return Normalisation(
+        tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()), bool(reverse)
+    )
+
+
+class Graph(nn.Module):
+    """One graph to export.
+
+    Args:
+        body: takes the normalised image and returns a tuple of maps.
+        output_names: a name for each of them.
+        absent: what of the model is not in the graph, in words.
+        normalisation: made part of the graph; None leaves it to the caller.
+
+    Attributes:
+        input_name: ``image`` for an image of grey levels 0 to 255, BGR; ``input`` for a normalised one.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        output_names: Sequence[str],
+        absent: str,
+        normalisation: Normalisation | None,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.output_names = tuple(output_names)
+        self.absent = absent
+        self.normalisation = normalisation
+        self.input_name = "input" if normalisation is None else "image"
+        self._half = False
+        self.mean: Tensor
+        self.std: Tensor
+        if normalisation is not None:
+            self.register_buffer("mean", torch.tensor(normalisation.mean).view(-1, 1, 1))
+            self.register_buffer("std", torch.tensor(normalisation.std).view(-1, 1, 1))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) float32 -> one float32 map for each of ``output_names``."""
+        if self.normalisation is not None:
+            if self.normalisation.bgr_to_rgb:
+                image = image.flip(1)
+            image = (image - self.mean) / self.std
+        if not self._half:
+            return self.body(image)
+        return tuple(out.float() for out in self.body(image.half()))
+
+    def to_half(self) -> "Graph":
+        """Compute in float16 between a float32 input and float32 outputs. Changes the graph itself."""
+        self._half = True
+        self.body.half()
+        return self
+
+    def example(self, batch: int, shape: tuple[int, int], *, seed: int = 0) -> Tensor:
+        """A random input (batch, 3, H, W), float32, of the values that the graph expects."""
+        generator = torch.Generator().manual_seed(seed)
+        size = (batch, 3, *shape)
+        if self.normalisation is None:
+            return torch.randn(size, generator=generator)
+        return torch.randint(0, 256, size, generator=generator).float()
+
+
+def make_graph(
+    model: nn.Module,
+    *,
+    part: str = "model",
+    normalisation: Normalisation | None = None,
+    full_size: bool = True,
+) -> Graph:
+    """The graph of a model in eval mode, fused or not.
+
+    Args:
+        model: a FastViT, a detector, a segmentor, or a module whose ``forward(x)`` takes the image alone
+            and returns a tensor, a sequence or a dict of tensors.
+        part: ``model``, or ``backbone`` for the FastViT inside alone.
+        normalisation: made part of the graph; None leaves it to the caller.
+        full_size: resize a segmentor's logits to the image, as it does itself; otherwise they are left
+            at the head's resolution.
+
+    Returns:
+        The graph; it shares the model's parameters.
+
+    Raises:
+        ValueError: there is no such part, or the model is of a kind that is no graph of tensors.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(PARTS)}; got {part!r}")
+    body: nn.Module
+    if part == "backbone" or isinstance(model, FastViT):
+        body = backbone_of(model)
+        names = [f"c{level}" for level in _levels(body.strides)]
+        absent = _AFTER_MAPS
+    elif getattr(model, "decode_head", None) is not None:
+        body = _Segmentor(model, full_size=full_size)
+        names, absent = ["logits"], _AFTER_LOGITS
+    elif getattr(model, "rpn_head", None) is not None:
+        body = _TwoStage(model)
+        levels = _prior_levels(model, "rpn_head")
+        names = [f"{kind}_{i}" for kind in ("rpn_cls", "rpn_reg") for i in levels]
+        names, absent = [f"p{i}" for i in levels] + names, _AFTER_RPN
+    elif getattr(model, "bbox_head", None) is not None:
+        levels = _prior_levels(model, "bbox_head")
+        body = _SingleStage(model)
+        kinds = _output_count(body, model) // len(levels)
+        names = [f"{kind}_{i}" for kind in ("cls", "reg", "extra")[:kinds] for i in levels]
+        absent = _AFTER_HEAD
+    else:
+        body = _Plain(model)
+        names, absent = body.names(_probe(model)), "what is behind the model's forward(x)"
+    return Graph(body, output_names=names, absent=absent, normalisation=normalisation).eval()
+
+
+def backbone_of(model: nn.Module) -> FastViT:
+    """The FastViT of a model; ValueError where there is none."""
+    for module in model.modules():
+        if isinstance(module, FastViT):
+            return module
+    raise ValueError(
+        f"{type(model).__name__} holds no FastViT: only models of this project are exported"
+    )
+
+
+def randomise_statistics(model: nn.Module, *, seed: int = 0) -> None:
+    """Give BatchNorms, layer scales and attention values that matter, for a model without weights.
+
+    With the defaults (mean 0, variance 1, layer scale 1e-5, attention that is nearly the mean) a graph
+    with half of its branches wired wrongly still passes a comparison.
+
+    Args:
+        model: unfused; changed in place.
+        seed: of the random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: Any, low: float, high: float) -> None:
+        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                uniform(module.weight, 0.5, 1.5)
+                uniform(module.bias, -0.5, 0.5)
+                uniform(module.running_mean, -0.5, 0.5)
+                uniform(module.running_var, 0.5, 2.0)
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                uniform(parameter, 0.1, 0.6)
+            elif name.endswith("qkv.weight"):
+                parameter.normal_(std=0.05, generator=generator)
+
+
+class _Segmentor(nn.Module):
+    """Logits of mmseg's EncoderDecoder, as ``encode_decode`` returns them in mode "whole"."""
+
+    def __init__(self, model: Any, *, full_size: bool) -> None:
+        super().__init__()
+        _refuse_unusual_head(model.decode_head)
+        self.model: Any = model
+        self.full_size = full_size
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        head: Any = self.model.decode_head
+        logits = head(self.model.extract_feat(x))
+        if self.full_size:
+            logits = F.interpolate(
+                logits, size=x.shape[2:], mode="bilinear", align_corners=head.align_corners
+            )
+        return (logits,)
+
+
+class _TwoStage(nn.Module):
+    """Pyramid maps, then class scores and box deltas of the RPN, level by level."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = self.model.extract_feat(x)
+        scores, deltas = self.model.rpn_head(maps)
+        return (*maps, *scores, *deltas)
+
+
+class _SingleStage(nn.Module):
+    """The raw maps of a dense head, kind by kind and level by level."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(m for maps in self.model.bbox_head(self.model.extract_feat(x)) for m in maps)
+
+
+class _Plain(nn.Module):
+    """Any model whose forward(x) returns tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._named(x).values())
+
+    def names(self, x: Tensor) -> list[str]:
+        """Keys of a dict, numbers otherwise."""
+        with torch.no_grad():
+            return list(self._named(x))
+
+    def _named(self, x: Tensor) -> dict[str, Tensor]:
+        out = self.model(x)
+        if isinstance(out, Tensor):
+            out = {"output": out}
+        elif isinstance(out, Sequence):
+            out = {f"output_{i}": value for i, value in enumerate(out)}
+        if not isinstance(out, Mapping) or not all(isinstance(v, Tensor) for v in out.values()):
+            raise ValueError(
+                f"{type(self.model).__name__}.forward(x) must return a tensor, or a sequence or a dict "
+                "of tensors, to be exported; --part backbone exports the backbone alone"
+            )
+        return dict(out)
+
+
+def _refuse_unusual_head(head: Any) -> None:
+    """Heads that predict in another way than by forward() and a resizing give no such logits."""
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+    usual = isinstance(head, BaseDecodeHead) and all(
+        getattr(type(head), method) is getattr(BaseDecodeHead, method)
+        for method in ("predict", "predict_by_feat")
+    )
+    if not usual:
+        raise ValueError(
+            f"a segmentor with {type(head).__name__} cannot be exported as a whole: its predictions are "
+            "more than logits of one forward pass. --part backbone exports the backbone alone."
+        )
+
+
+def _levels(strides: Sequence[int]) -> list[int]:
+    """Levels of a pyramid: log2 of the strides, 2 for 4 pixels."""
+    return [round(math.log2(stride)) for stride in strides]
+
+
+def _prior_levels(model: Any, head: str) -> list[int]:
+    strides = getattr(getattr(getattr(model, head), "prior_generator", None), "strides", None)
+    if strides is None:
+        raise ValueError(
+            f"{type(model).__name__} with {type(getattr(model, head)).__name__} cannot be exported: its "
+            "head gives no maps of a pyramid. --part backbone exports the backbone alone."
+        )
+    return _levels([s[0] if isinstance(s, Sequence) else s for s in strides])
+
+
+def _probe(model: nn.Module) -> Tensor:
+    first = next(model.parameters())
+    return torch.zeros((1, 3, 64, 64), device=first.device, dtype=first.dtype)
+
+
+def _output_count(body: nn.Module, model: nn.Module) -> int:
+    with torch.no_grad():
+        return len(body(_probe(model)))
