@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from mmengine.dataset import Compose
 from mmseg.apis import inference_model
 from tqdm import tqdm
+
+from .part_times import PartTimer
 
 DECODING = ("LoadImageFromFile", "CheckImage")
 STEPS = ("decode", "resize", "normalise", "backbone", "neck", "head", "upsample + argmax")
@@ -45,41 +47,27 @@ def measure_steps(
     steps = [s for s in copy.deepcopy(model.cfg.test_pipeline) if s["type"] != "LoadAnnotations"]
     decode = Compose([s for s in steps if s["type"] in DECODING])
     resize = Compose([s for s in steps if s["type"] not in DECODING])
-    device = next(model.parameters()).device
+    timer = PartTimer(model)
+    now = timer.clock
     seconds: dict[str, list[float]] = {name: [] for name in (*STEPS, WHOLE)}
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     for i in tqdm(range(warmup + rounds), desc="images", disable=None):
         for path in images:
-            times = [now()]
+            start = now()
             loaded = decode(dict(img_path=str(path)))
-            times.append(now())
+            decoded = now()
             packed = resize(loaded)
-            times.append(now())
+            resized = now()
+            batch = dict(inputs=[packed["inputs"]], data_samples=[packed["data_samples"]])
             with torch.no_grad():
-                batch = dict(inputs=[packed["inputs"]], data_samples=[packed["data_samples"]])
-                data = model.data_preprocessor(batch, False)
-                times.append(now())
-                maps = model.backbone(data["inputs"])
-                times.append(now())
-                maps = model.neck(maps) if model.with_neck else maps
-                times.append(now())
-                logits = model.decode_head(maps)  # (1, classes, H / 4, W / 4)
-                times.append(now())
-                metas = [s.metainfo for s in data["data_samples"]]
-                logits = model.decode_head.predict_by_feat(logits, metas)
-                model.postprocess_result(logits, data["data_samples"])
-                times.append(now())
+                parts = timer.run(partial(model.test_step, batch))
+            began = now()
             inference_model(model, str(path))
-            whole = now() - times[-1]
+            whole = now() - began
             if i >= warmup:
-                for name, a, b in zip(STEPS, times, times[1:], strict=False):
-                    seconds[name].append(b - a)
-                seconds[WHOLE].append(whole)
+                times = (decoded - start, resized - decoded, *parts.values(), whole)
+                for name, spent in zip((*STEPS, WHOLE), times, strict=True):
+                    seconds[name].append(spent)
     return seconds
 
 

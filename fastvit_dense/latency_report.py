@@ -1,0 +1,175 @@
+"""What a latency run leaves: a table, a JSON file, a plot, and the conditions it was made under."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from . import backends
+from .latency import Machine, Row, timing
+from .training_speed import device_name
+
+COLUMNS = (
+    "model", "backend", "dtype", "params, M", "MACs, G", "error", "ms (median)", "p10", "p90",
+    "p90/p10", "speed-up", "x product limit", "x roofline",
+)  # fmt: skip
+
+
+def environment(device: str, threads: int, used: Sequence[str]) -> dict[str, str]:
+    """The conditions of a run: processor, threads, versions, and how idle OpenMP threads wait.
+
+    Args:
+        device: cpu or cuda.
+        threads: threads of the CPU that each backend was given.
+        used: keys of ``backends.BACKENDS``.
+    """
+    return {
+        "device": device_name(device),
+        "threads": str(threads),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
+        **backends.versions(used),
+    }
+
+
+def reference_row(rows: Sequence[Row], name: str | None = None) -> Row | None:
+    """The row that speed-ups refer to: the first that was timed.
+
+    Args:
+        rows: of :func:`fastvit_dense.latency.measure`.
+        name: of a model, to take its first timed row.
+
+    Returns:
+        The row; None if nothing was timed.
+
+    Raises:
+        ValueError: no row has this name.
+    """
+    names = list(dict.fromkeys(row.name for row in rows))
+    if name is not None and name not in names:
+        raise ValueError(f"--reference must be one of {', '.join(names)}; got {name!r}")
+    timed = [row for row in rows if row.seconds and name in (None, row.name)]
+    return timed[0] if timed else None
+
+
+def table(rows: Sequence[Row], machine: Machine, *, reference: str | None = None) -> str:
+    """A Markdown table of all rows, what could not be measured and why, and the machine's limits.
+
+    Args:
+        rows: of :func:`fastvit_dense.latency.measure`.
+        machine: likewise.
+        reference: model whose first row speed-ups refer to; None means the first row.
+
+    Raises:
+        ValueError: there is no model of that name.
+    """
+    base = reference_row(rows, reference)
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    missing: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        cells = [row.name, row.backend, row.dtype, f"{row.parameters / 1e6:.2f}"]
+        cells += [f"{row.macs / 1e9:.2f}", "-" if row.error is None else f"{row.error:.1e}"]
+        if row.seconds and base:
+            t = timing(row.seconds)
+            cells += [f"{1e3 * s:.2f}" for s in (t.median, t.p10, t.p90)]
+            cells += [f"{t.spread:.2f}", f"{timing(base.seconds).median / t.median:.2f}"]
+            cells += [f"{t.median / limit:.2f}" for limit in (row.product_limit, row.roofline)]
+        elif row.error is not None:
+            cells += ["WRONG OUTPUT", *["-"] * 6]
+        if len(cells) == len(COLUMNS):
+            lines.append("| " + " | ".join(cells) + " |")
+        if row.problem:
+            missing.setdefault((row.backend, row.dtype, row.problem), []).append(row.name)
+    if missing:
+        lines += ["", "Not measured:"]
+        for (backend, dtype, problem), names in missing.items():
+            lines.append(f"- {backend}, {dtype} ({', '.join(names)}): {problem}")
+    lines.append("")
+    if base:
+        lines.append(f"Speed-up: against {base.name}, {base.backend}, {base.dtype}.")
+    for dtype, peak in machine.peaks.items():
+        lines.append(
+            f"Limits, {dtype}: matrix product {peak.flops / 1e9:.0f} GFLOP/s, copy "
+            f"{peak.bandwidth / 1e9:.1f} GB/s, measured in the same rounds."
+        )
+    lines += [f"WARNING: {warning}" for warning in machine.warnings]
+    return "\n".join(lines)
+
+
+def write_json(
+    path: str | Path,
+    rows: Sequence[Row],
+    machine: Machine,
+    *,
+    conditions: dict[str, str],
+    arguments: dict[str, Any],
+) -> None:
+    """Write everything that was measured, each pass included; all times in seconds.
+
+    Args:
+        path: file to write.
+        rows: of :func:`fastvit_dense.latency.measure`.
+        machine: likewise.
+        conditions: of :func:`environment`.
+        arguments: what the run was asked for.
+    """
+    entries = []
+    for row in rows:
+        entry = row._asdict()
+        if row.seconds:
+            entry |= timing(row.seconds)._asdict()
+        # JSON has neither NaN nor infinity.
+        entries.append({k: None if _not_finite(v) else v for k, v in entry.items()})
+    content = dict(
+        conditions=conditions,
+        arguments=arguments,
+        peaks={dtype: peak._asdict() for dtype, peak in machine.peaks.items()},
+        matrix_products=machine.products,
+        warnings=machine.warnings,
+        rows=entries,
+    )
+    Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
+    """Draw the medians as horizontal bars, with whiskers from p10 to p90 and a tick at the roofline.
+
+    Args:
+        rows: of :func:`fastvit_dense.latency.measure`; those without times are left out.
+        path: image file to write.
+        title: above the plot, such as the device.
+
+    Raises:
+        ValueError: no row has times.
+    """
+    timed = [row for row in rows if row.seconds]
+    if not timed:
+        raise ValueError("nothing was timed, so there is nothing to plot: see the rows' problems")
+    figure = Figure(figsize=(9, 1.2 + 0.26 * len(timed)), layout="constrained")
+    axes = figure.subplots()
+    colors = {
+        key: f"C{i}" for i, key in enumerate(dict.fromkeys((r.backend, r.dtype) for r in timed))
+    }
+    for i, row in enumerate(timed):
+        t = timing(row.seconds)
+        key = (row.backend, row.dtype)
+        axes.barh(i, 1e3 * t.median, color=colors[key], height=0.75, label=", ".join(key))
+        whisker = [[1e3 * (t.median - t.p10)], [1e3 * (t.p90 - t.median)]]
+        axes.errorbar(1e3 * t.median, i, xerr=whisker, color="black", capsize=2, linewidth=1)
+        axes.plot([1e3 * row.roofline] * 2, [i - 0.37, i + 0.37], color="black", linewidth=1.5)
+    axes.set_yticks(range(len(timed)), [row.name for row in timed], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("ms a pass: median, p10 to p90; black tick: roofline limit")
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(unique.values(), unique.keys(), fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
