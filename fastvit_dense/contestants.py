@@ -4,11 +4,11 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .backbone import ARCHS, STRIDES, FastViT
 from .depthwise import split_patch_embeddings
+from .random_statistics import randomise_statistics
 from .reparam import reparameterize
 
 TIMM_PREFIX = "timm:"
@@ -28,38 +28,6 @@ class Contestant(NamedTuple):
     original: nn.Module
     model: nn.Module
     backends: tuple[str, ...] | None = None
-
-
-def randomise_statistics(model: nn.Module, *, seed: int = 0) -> nn.Module:
-    """Give every BatchNorm and layer scale values that matter, in place.
-
-    With the defaults (mean 0, variance 1, layer scale 1e-5) a comparison would pass with half of the
-    branches missing.
-
-    Args:
-        model: FastViT, or any other with BatchNorms.
-        seed: of the random numbers.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(tensor: Tensor, low: float, high: float) -> None:
-        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for tensor, low, high in (
-                    (module.weight, 0.5, 1.5),
-                    (module.bias, -0.5, 0.5),
-                    (module.running_mean, -0.5, 0.5),
-                    (module.running_var, 0.5, 2.0),
-                ):
-                    if isinstance(tensor, Tensor):
-                        uniform(tensor, low, high)
-        for name, parameter in model.named_parameters():
-            if name.endswith("gamma") or "layer_scale" in name:
-                uniform(parameter, 0.1, 0.6)
-    return model
 
 
 def ours(arch: str, *, variants: bool = False) -> list[Contestant]:

@@ -17,14 +17,14 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from .backbone import FastViT, refuse_other_structures
+from .backbone import FastViT
 from .complexity import count_parameters
 from .equivalence import PROPOSALS, Error, compare, table
 from .reparam import reparameterize, stages_with_norm
-from .runtime import clear_reading_errors, load_config, misfits
+from .runtime import load_config
+from .strict_loading import load_whole, misfits, read_checkpoint
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 # Height and width compared at where none are given: an image as mmdet's and mmseg's configs scale it.
@@ -121,7 +121,7 @@ def fuse_checkpoint(
     for key in ("launcher", "work_dir"):  # load_config's own
         cfg.pop(key)
     init_default_scope(cfg.get("default_scope") or "mmengine")
-    content = _read(checkpoint)
+    content = read_checkpoint(checkpoint)
     model = _load(cfg, content["state_dict"], config=config, checkpoint=checkpoint)
 
     fused, folds, fused_cfg = _fuse(model, cfg)
@@ -171,17 +171,6 @@ def _out_paths(config: str, checkpoint: str, out: str, *, force: bool) -> tuple[
     return paths
 
 
-def _read(checkpoint: str) -> dict[str, Any]:
-    with clear_reading_errors(checkpoint):
-        content = CheckpointLoader.load_checkpoint(checkpoint, "cpu", logger="silent")
-    if not isinstance(content, Mapping) or not content.get("state_dict"):
-        raise ValueError(
-            f"{checkpoint} holds no 'state_dict': expected a file that tools/train.py wrote. A bare "
-            "backbone's is fused by FastViT.switch_to_deploy()."
-        )
-    return dict(content)
-
-
 def _build(cfg: Config) -> Any:
     # A copy, since mmdet's detectors write into the config they are built from.
     return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model))).eval()
@@ -197,15 +186,7 @@ def _load(cfg: Config, state_dict: Mapping, *, config: str, checkpoint: str) -> 
         )
     if backbone.deploy:
         raise ValueError(f"{config} describes a fused model: there is nothing to reparameterize")
-    given = {k.removeprefix("module."): v for k, v in state_dict.items()}
-    refuse_other_structures(model, given)
-    problems, _ = misfits(model.state_dict(), given)
-    if problems:
-        raise ValueError(
-            f"{checkpoint} does not fit {config}: {'; '.join(problems)}. Use the config it was trained "
-            "with."
-        )
-    model.load_state_dict(given, strict=False)  # counters of batches may be missing
+    load_whole(model, state_dict, checkpoint=checkpoint, config=config)
     return model
 
 

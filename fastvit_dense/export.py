@@ -12,12 +12,11 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 import fastvit_dense
 
-from .backbone import ARCHS, FastViT, refuse_other_structures
+from .backbone import ARCHS, FastViT
 from .checkpoint import load_pretrained
 from .export_formats import (
     DEFAULT_OPSET,
@@ -35,7 +34,6 @@ from .export_graphs import (
     backbone_of,
     make_graph,
     normalisation_of,
-    randomise_statistics,
 )
 from .export_report import (
     Report,
@@ -48,8 +46,10 @@ from .export_report import (
     refuse_difference,
 )
 from .export_traceable import make_traceable
+from .random_statistics import randomise_statistics
 from .reparam import reparameterize
-from .runtime import clear_reading_errors, load_config, misfits
+from .runtime import load_config
+from .strict_loading import load_whole, read_checkpoint
 
 # Largest relative difference (L2 norm of the difference over that of the map) that is accepted.
 TOLERANCE = 1e-4
@@ -253,21 +253,8 @@ def _move(aside: Path, target: Path) -> None:
 
 def _load(model: nn.Module, checkpoint: str) -> Sequence[str]:
     """Load all weights; returns the classes that the checkpoint names."""
-    with clear_reading_errors(checkpoint):
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
-    if not isinstance(content, dict) or not content.get("state_dict"):
-        raise ValueError(
-            f"{checkpoint} holds no 'state_dict': expected a file that tools/train.py wrote"
-        )
-    given = {k.removeprefix("module."): v for k, v in content["state_dict"].items()}
-    refuse_other_structures(model, given)
-    problems, _ = misfits(model.state_dict(), given)
-    if problems:
-        raise ValueError(
-            f"{checkpoint} does not fit this config: {'; '.join(problems)}. Use the config it was trained "
-            "with."
-        )
-    model.load_state_dict(given, strict=False)  # published files lack num_batches_tracked
+    content = read_checkpoint(checkpoint)
+    load_whole(model, content["state_dict"], checkpoint=checkpoint)
     return ((content.get("meta") or {}).get("dataset_meta") or {}).get("classes") or ()
 
 

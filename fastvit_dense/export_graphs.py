@@ -177,35 +177,6 @@ def backbone_of(model: nn.Module) -> FastViT:
     )
 
 
-def randomise_statistics(model: nn.Module, *, seed: int = 0) -> None:
-    """Give BatchNorms, layer scales and attention values that matter, for a model without weights.
-
-    With the defaults (mean 0, variance 1, layer scale 1e-5, attention that is nearly the mean) a graph
-    with half of its branches wired wrongly still passes a comparison.
-
-    Args:
-        model: unfused; changed in place.
-        seed: of the random numbers.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(tensor: Any, low: float, high: float) -> None:
-        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-                uniform(module.weight, 0.5, 1.5)
-                uniform(module.bias, -0.5, 0.5)
-                uniform(module.running_mean, -0.5, 0.5)
-                uniform(module.running_var, 0.5, 2.0)
-        for name, parameter in model.named_parameters():
-            if name.endswith("gamma"):
-                uniform(parameter, 0.1, 0.6)
-            elif name.endswith("qkv.weight"):
-                parameter.normal_(std=0.05, generator=generator)
-
-
 class _Segmentor(nn.Module):
     """Logits of mmseg's EncoderDecoder, as ``encode_decode`` returns them in mode "whole"."""
 

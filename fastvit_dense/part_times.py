@@ -19,7 +19,8 @@ from torch import nn
 
 from .latency import interleave
 from .reparam import reparameterize
-from .runtime import clear_reading_errors, load_config, misfits
+from .runtime import load_config
+from .strict_loading import load_whole, read_checkpoint
 
 PARTS = ("preprocessing", "backbone", "neck", "heads", "post-processing")
 _PART_OF = {"data_preprocessor": "preprocessing", "backbone": "backbone", "neck": "neck"}
@@ -185,13 +186,8 @@ def build(config: str, *, checkpoint: str | None = None) -> Any:
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
     if checkpoint is not None:
-        with clear_reading_errors(checkpoint):
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        problems, _ = misfits(model.state_dict(), state)
-        if problems:
-            raise ValueError(f"{checkpoint} does not fit {config}: {'; '.join(problems)}")
-        model.load_state_dict(state)
+        state_dict = read_checkpoint(checkpoint)["state_dict"]
+        load_whole(model, state_dict, checkpoint=checkpoint, config=config)
     model.cfg = cfg
     return model.eval()
 

@@ -6,18 +6,16 @@
 import difflib
 import os
 import os.path as osp
-import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import print_log
 from mmengine.model import (
     BaseTTAModel,
     MMDistributedDataParallel,
@@ -27,11 +25,11 @@ from mmengine.model import (
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner as MMEngineRunner
-from torch import Tensor, nn
+from torch import nn
 
 from . import mmcv_ops
 from .backbone import refuse_other_structures
-from .checkpoint import refused_global
+from .strict_loading import clear_reading_errors, misfits, without_prefix
 
 # Keys a config may get from the command line without having them itself.
 _RUNNER_KEYS = {
@@ -39,34 +37,6 @@ _RUNNER_KEYS = {
     "load_from", "load_strict", "model_wrapper_cfg", "param_scheduler", "randomness", "resume",
     "visualizer", "work_dir",
 }  # fmt: skip
-
-
-def allow_own_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)`` read the checkpoints that mmengine's Runner writes.
-
-    Beside tensors they hold the message hub's ``HistoryBuffer`` and numpy scalars and arrays: data
-    types without code of their own, named here one by one. A buffer names its methods through
-    ``getattr``; what stands in for that answers for those methods alone. The check itself stays on.
-    """
-    scalars = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, bool)}
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (_history_buffer_method, "builtins.getattr"),
-            (_history_buffer_method, "__builtin__.getattr"),
-            np.ndarray,
-            np.dtype,
-            np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-            np._core.multiarray.scalar,  # type: ignore[attr-defined]
-            *scalars,
-        ]
-    )
-
-
-def _history_buffer_method(owner: type, name: str) -> Callable[..., Any]:
-    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
-        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not allowed in a checkpoint")
-    return getattr(HistoryBuffer, name)
 
 
 def load_config(
@@ -140,65 +110,11 @@ class CPUAmpOptimWrapper(OptimWrapper):
             yield
 
 
-@contextmanager
-def clear_reading_errors(filename: str) -> Iterator[None]:
-    """Let errors of reading a checkpoint name the file and the likely cause.
-
-    Args:
-        filename: the checkpoint read inside.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: it holds code, or is truncated.
-    """
-    try:
-        yield
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"checkpoint {filename!r} does not exist") from e
-    except pickle.UnpicklingError as e:
-        raise ValueError(
-            f"{filename} holds more than plain data and its code is not run: {refused_global(e)}"
-        ) from e
-    except (EOFError, OSError, RuntimeError) as e:  # what a truncated file gives depends on where
-        reason = (str(e) or "it ends early").splitlines()[0]
-        raise ValueError(f"{filename} cannot be read, it may be truncated: {reason}") from e
-
-
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside the wrappers for distributed training and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module  # type: ignore[assignment]
     return model
-
-
-def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], int]:
-    """What keeps a checkpoint's tensors from being a model's.
-
-    Args:
-        wanted: the model's state dict.
-        given: the checkpoint's.
-
-    Returns:
-        A phrase for each kind of difference (missing, unexpected, of another shape) with examples, and
-        the number of the model's tensors that the checkpoint does supply.
-    """
-    missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in given if k not in wanted]
-    misshapen = [
-        f"{k} {tuple(given[k].shape)}, in the model {tuple(v.shape)}"
-        for k, v in wanted.items()
-        if k in given and given[k].shape != v.shape
-    ]
-    problems = [
-        f"{len(keys)} tensors {what} ({'; '.join(keys[:3])}{'; ...' if len(keys) > 3 else ''})"
-        for what, keys in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshapen),
-        )
-        if keys
-    ]
-    return problems, len(wanted) - len(missing) - len(misshapen)
 
 
 class CheckpointFits(Hook):
@@ -213,7 +129,7 @@ class CheckpointFits(Hook):
         """Compare names, shapes and classes; raises ValueError where they differ."""
         model = unwrap(runner.model)
         wanted, meta = model.state_dict(), checkpoint.get("meta", {})
-        given = {k.removeprefix("module."): v for k, v in checkpoint.get("state_dict", {}).items()}
+        given = without_prefix(checkpoint.get("state_dict", {}))
         if not given:
             raise ValueError(
                 "the checkpoint holds no 'state_dict': expected a file that tools/train.py wrote. "
@@ -271,14 +187,12 @@ class Runner(MMEngineRunner):
         ``channels_last=True`` in the config puts the weights, and with them all maps, into that memory
         format: here, since the wrapper lays out its gradient buckets by the weights.
         """
-        if not torch.cuda.is_available():
-            model = revert_sync_batchnorm(model)  # SyncBN needs a GPU, also in several processes
         if self.cfg.get("channels_last"):
             # torch documents the argument, its stubs lack it.
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
             return MMDistributedDataParallel(
-                module=model,
+                module=revert_sync_batchnorm(model),  # SyncBN needs a GPU
                 device_ids=None,
                 broadcast_buffers=False,
                 find_unused_parameters=self.cfg.get("find_unused_parameters", False),

@@ -14,15 +14,13 @@ import mmseg.datasets  # noqa: F401  (registers what test pipelines and class na
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 from mmseg.apis import inference_model, init_model
 from mmseg.models import BaseSegmentor
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from .frames import Frames, FrameWriter, open_input
-from .runtime import clear_reading_errors, misfits
 from .seg_pictures import draw_segmentation
+from .strict_loading import load_whole, read_checkpoint
 
 _WINDOW = "segmentation, q ends"
 
@@ -51,32 +49,13 @@ def load_segmentor(config: str, checkpoint: str, *, device: str) -> BaseSegmento
     cfg = Config.fromfile(config)
     if "test_pipeline" not in cfg:  # inference_model looks for it there
         cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
-    content = _read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint)
     # init_model forgets only EncoderDecoder's own; weights of the backbone come with the checkpoint.
     cfg.model.backbone.init_cfg = None
     model = init_model(cfg, None, device)
-    check_fits(model, content["state_dict"], name=checkpoint)
-    model.load_state_dict(_without_prefix(content["state_dict"]), strict=False)
+    load_whole(model, content["state_dict"], checkpoint=checkpoint)
     model.dataset_meta = _classes_and_palette(content, int(model.num_classes), name=checkpoint)
     return model
-
-
-def check_fits(model: nn.Module, state_dict: Mapping[str, Tensor], *, name: str) -> None:
-    """Refuse a checkpoint whose tensors are not the model's; mmengine would load what fits.
-
-    Args:
-        model: the model.
-        state_dict: the checkpoint's tensors.
-        name: of the checkpoint, for the message.
-
-    Raises:
-        ValueError: tensors are missing, unexpected or of another shape.
-    """
-    problems, _ = misfits(model.state_dict(), _without_prefix(state_dict))
-    if problems:
-        raise ValueError(
-            f"{name} does not fit this config: {'; '.join(problems)}. Use the config it was trained with."
-        )
 
 
 def segment(
@@ -187,19 +166,6 @@ def run_demo(
             1, f"of {frames.total} that {source} should have: stopped, or the file is damaged"
         )
     return "\n".join(lines)
-
-
-def _read_checkpoint(path: str) -> dict[str, Any]:
-    with clear_reading_errors(path):
-        content = CheckpointLoader.load_checkpoint(path, map_location="cpu")
-    if not isinstance(content, dict) or not content.get("state_dict"):
-        raise ValueError(f"{path} holds no 'state_dict': expected a file that tools/train.py wrote")
-    return content
-
-
-def _without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as they are without the wrapper of distributed training."""
-    return {k.removeprefix("module."): v for k, v in state_dict.items()}
 
 
 def _classes_and_palette(content: Mapping[str, Any], count: int, *, name: str) -> dict[str, Any]:
