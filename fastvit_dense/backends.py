@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .export_report import first_line
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # One forward pass, finished on the device when it returns. The maps may be overwritten by the next one.
 Run = Callable[[], list[Tensor]]
@@ -179,7 +181,7 @@ def _compile(model: nn.Module, image: Tensor, setting: Setting) -> Run:
             warnings.simplefilter("ignore")  # about what could be faster elsewhere
             run()
     except Exception as e:  # no compiler, no kernel for a dtype: a reason in whatever class
-        raise Unavailable(f"torch.compile fails: {_first_line(e)}") from e
+        raise Unavailable(f"torch.compile fails: {first_line(e)}") from e
     return run
 
 
@@ -320,8 +322,3 @@ def _need(package: str, cure: str) -> Any:
         return importlib.import_module(package)
     except ModuleNotFoundError as e:
         raise Unavailable(f"{package} is not installed: {cure}") from e
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

@@ -143,7 +143,7 @@ def _paint(
     """(H, W, 3): `colour`, lightened and darkened by a texture."""
     t = _texture(rng, shape, scale)[..., None]
     towards = np.where(t > 0, 255.0, 0.0)
-    return colour + (towards - colour) * np.minimum(0.15 * np.abs(t), 0.45)
+    return colour + (towards - colour) * 0.15 * np.abs(t)
 
 
 def _seen(objects: list[Drawn]) -> np.ndarray:

@@ -15,23 +15,11 @@ from fastvit_dense.runtime import load_config
 
 ROOT = Path(__file__).parents[1] / "configs"
 DET = sorted(ROOT.glob("det/**/*.py"))
-REFERENCES = {
-    "mask-rcnn_fastvit-sa12_fpn_1x_coco", "mask-rcnn_fastvit-sa12_fpn_3x-lsj_coco",
-    "retinanet_fastvit-sa12_fpn_1x_coco", "mask-rcnn_fastvit-t8_fpn_demo-shapes",
-}  # fmt: skip
 
 
 def test_how_many() -> None:
     assert len(DET) == 7 + 2 + 1 + 1  # 1x of every variant, 3x with jitter, RetinaNet, the demo
-    assert {p.parent.name for p in ROOT.rglob("*.py")} == {"det", "seg"}
     assert {f"mask-rcnn_fastvit-{arch}_fpn_1x_coco" for arch in ARCHS} < {p.stem for p in DET}
-
-
-@pytest.mark.parametrize("path", DET, ids=lambda p: p.stem)
-def test_variants_are_small_diffs(path: Path) -> None:
-    if path.stem not in REFERENCES:
-        lines = path.read_text().splitlines()
-        assert len([line for line in lines if not line.startswith("#")]) <= 6
 
 
 @pytest.mark.parametrize("path", DET, ids=lambda p: p.stem)

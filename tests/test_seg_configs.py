@@ -18,11 +18,6 @@ from mmseg.structures import SegDataSample  # noqa: E402
 
 ROOT = Path(__file__).parents[1] / "configs/seg"
 SEG = sorted(ROOT.glob("**/*.py"))
-REFERENCES = {
-    "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512", "fpn_fastvit-sa12_4xb4-80k_ade20k-512x512",
-    "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512_tiled", "fpn_fastvit-sa12_4xb2-80k_cityscapes-512x1024",
-    "upernet_fastvit-sa24_8xb2-160k_ade20k-512x512", "fpn_fastvit-t8_demo-regions",
-}  # fmt: skip
 
 
 def test_how_many() -> None:
@@ -32,13 +27,6 @@ def test_how_many() -> None:
     for schedule in ("8xb4-40k", "4xb4-80k"):
         names = {f"fpn_fastvit-{arch}_{schedule}_ade20k-512x512" for arch in ARCHS}
         assert names < {p.stem for p in SEG}
-
-
-@pytest.mark.parametrize("path", SEG, ids=lambda p: p.stem)
-def test_variants_are_small_diffs(path: Path) -> None:
-    if path.stem not in REFERENCES:
-        lines = path.read_text().splitlines()
-        assert len([line for line in lines if not line.startswith("#")]) <= 6
 
 
 @pytest.mark.parametrize("path", SEG, ids=lambda p: p.stem)

@@ -21,6 +21,7 @@ custom_imports = dict(
         "fastvit_dense.images",
         "fastvit_dense.seg_data",
         "fastvit_dense.seg_pictures",
+        "fastvit_dense.tiled",
     ]
 )
 

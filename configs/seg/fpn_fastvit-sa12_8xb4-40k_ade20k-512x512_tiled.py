@@ -2,15 +2,6 @@
 # 128, images in their own size, memory that does not grow with their height. Checkpoints are the
 # reference's. For another model: the same type, test_cfg and pipeline.
 _base_ = "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py"
-custom_imports = dict(
-    imports=[
-        "fastvit_dense",
-        "fastvit_dense.images",
-        "fastvit_dense.seg_data",
-        "fastvit_dense.seg_pictures",
-        "fastvit_dense.tiled",
-    ]
-)
 model = dict(
     type="TiledSegmentor",
     test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(384, 384)),
