@@ -30,8 +30,8 @@ class Setting(NamedTuple):
 
     Attributes:
         backend: a key of ``BACKENDS``.
-        dtype: a key of ``DTYPES``: what the arithmetic is done in. Images and maps are of this dtype in
-            PyTorch and of float32 in the other runtimes, which convert inside.
+        dtype: a key of ``DTYPES``: what the arithmetic is done in. Maps are of this dtype in PyTorch and
+            OpenVINO, images in PyTorch; otherwise they are float32, and the runtimes convert inside.
         device: cpu or cuda.
         threads: threads of the CPU.
     """
@@ -247,6 +247,8 @@ def _openvino(model: nn.Module, image: Tensor, setting: Setting) -> Run:
     for end in (order.input(), *(order.output(i) for i in range(len(graph.outputs)))):
         end.model().set_layout(ov.Layout("NCHW"))
         end.tensor().set_layout(ov.Layout("NHWC"))
+    for i in range(len(graph.outputs)):  # maps of the arithmetic's dtype, as PyTorch's are
+        order.output(i).tensor().set_element_type(getattr(ov.Type, hint))
     graph = order.build()
     options = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -255,10 +257,17 @@ def _openvino(model: nn.Module, image: Tensor, setting: Setting) -> Run:
     }
     request = core.compile_model(graph, "CPU", options).create_infer_request()
     x = image.permute(0, 2, 3, 1).contiguous().numpy()
+    maps = []
+    for i in range(len(graph.outputs)):
+        data = request.get_output_tensor(i).data  # a view of what each pass writes
+        map_ = torch.from_numpy(
+            data.view(np.int16) if hint == "bf16" else data
+        )  # numpy has no bf16
+        maps.append(map_.view(DTYPES[setting.dtype]).permute(0, 3, 1, 2))
 
     def run() -> list[Tensor]:
-        results = request.infer([x], share_inputs=True, share_outputs=True)
-        return [torch.from_numpy(results[i]).permute(0, 3, 1, 2) for i in range(len(results))]
+        request.infer([x], share_inputs=True, share_outputs=True)
+        return maps
 
     return run
 

@@ -88,7 +88,8 @@ def peer(name: str) -> Contestant:
     model = timm.utils.reparameterize_model(original).eval()
     if not as_users_do:
         model = _fuse_conv_bn(model)
-    return Contestant(name, original, model, ("eager-nchw",) if as_users_do else None)
+    label = f"timm's {name}" if name.startswith("fastvit") else name  # beside ours of that name
+    return Contestant(label, original, model, ("eager-nchw",) if as_users_do else None)
 
 
 def line_up(
