@@ -18,6 +18,7 @@ from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset
 from mmseg.registry import DATASETS, HOOKS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
+from .repeatable_data import SeededDataset
 from .runtime import unwrap
 
 IGNORED = 255  # the value mmseg gives pixels without a label
@@ -189,6 +190,8 @@ class ClassesFitHook(Hook):
         self._check(runner, runner.test_dataloader.dataset)
 
     def _check(self, runner: Any, dataset: Any) -> None:
+        if isinstance(dataset, SeededDataset):
+            dataset = dataset.dataset
         classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
         if classes is None:
             print_log(f"{type(dataset).__name__} names no classes: they are not checked", "current")

@@ -1,0 +1,33 @@
+"""The random states of a process, as plain data that a checkpoint can hold."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+States = dict[str, Any]
+
+
+def capture() -> States:
+    """The states of Python, numpy, torch and every CUDA device, as plain data and tensors."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return dict(
+        python=(version, torch.tensor(numbers), gauss),
+        numpy=(name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
+
+
+def restore(states: States) -> None:
+    """Set the states that :func:`capture` gave, wherever their tensors lie by now."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    keys = keys.cpu().numpy().astype(np.uint32)
+    np.random.set_state((name, keys, position, has_gauss, cached))
+    torch.set_rng_state(states["torch"].cpu())
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

@@ -1,0 +1,171 @@
+"""A training that was stopped and resumed is, value by value, the one that never was."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.fileio import LocalBackend
+from toy_training import BEGUN, STOP_AT, write_config
+
+from fastvit_dense.checkpoint_files import SafeCheckpointHook, find_checkpoint, written_aside
+from fastvit_dense.interruptions import INTERRUPTED
+from fastvit_dense.strict_loading import read_checkpoint
+
+
+def train(config: Path, work_dir: Path, *extra: str, stop_at: int = 0, status: int = 0) -> str:
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        STOP_AT: str(stop_at),
+    }
+    env.pop(BEGUN, None)
+    done = subprocess.run(
+        [sys.executable, "tools/train.py", str(config), "--work-dir", str(work_dir), *extra,
+         "--cfg-options", "randomness.seed=3"],
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    text = done.stdout + done.stderr
+    assert done.returncode == status, text[-4000:]
+    return text
+
+
+def losses(work_dir: Path) -> dict[int, tuple[float, float, float]]:
+    """Loss terms and learning rate by iteration, of all runs in a folder."""
+    found = {}
+    for file in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            if "loss" in entry:
+                found[entry["iter"]] = (entry["loss_a"], entry["loss_b"], entry["lr"])
+    return found
+
+
+def last(work_dir: Path) -> dict:
+    return read_checkpoint((work_dir / "last_checkpoint").read_text())
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    a, b = last(one), last(other)
+    for part in ("state_dict", "ema_state_dict"):
+        assert a[part].keys() == b[part].keys()
+        assert all(torch.equal(v, b[part][k]) for k, v in a[part].items()), part
+    assert losses(one) == losses(other) and len(losses(one)) == 48
+    for x, y in zip(a["random_states"], b["random_states"], strict=True):
+        assert torch.equal(x["torch"], y["torch"]) and torch.equal(x["numpy"][1], y["numpy"][1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trainings that nothing happened to: epochs/run, and iterations/run of two batches a step."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name, options in (
+        ("epochs", dict(by_epoch=True)),
+        ("iterations", dict(by_epoch=False, accumulate=2)),
+    ):
+        config = write_config(folder / f"{name}.py", **options)
+        write_config(folder / f"{name}_workers.py", workers=2, **options)
+        train(config, folder / name)
+    return folder
+
+
+def test_epochs_stopped_twice(folder: Path, tmp_path: Path) -> None:
+    # In the middle of an epoch, later at the end of one; then with workers, which changes nothing.
+    config = folder / "epochs.py"
+    text = train(config, tmp_path, stop_at=15, status=INTERRUPTED)
+    assert "stopped by SIGTERM after iteration 15" in text
+    assert last(tmp_path)["meta"]["iter"] == 15
+    train(config, tmp_path, "--resume", stop_at=15, status=INTERRUPTED)
+    assert last(tmp_path)["meta"]["iter"] == 30
+    train(folder / "epochs_workers.py", tmp_path, "--resume")
+    assert_same_end(folder / "epochs", tmp_path)
+    kept = {p.name for p in tmp_path.glob("*.pth")}
+    assert kept == {"epoch_7.pth", "epoch_8.pth", "best_score_epoch_8.pth"}
+    assert kept == {p.name for p in (folder / "epochs").glob("*.pth")}
+
+
+def test_iterations_stopped_with_gradients_half_accumulated(folder: Path, tmp_path: Path) -> None:
+    text = train(folder / "iterations_workers.py", tmp_path, stop_at=15, status=INTERRUPTED)
+    assert "stopped by SIGTERM after iteration 16" in text
+    train(folder / "iterations.py", tmp_path, "--resume")
+    assert_same_end(folder / "iterations", tmp_path)
+
+
+def test_newest_is_broken(folder: Path, tmp_path: Path) -> None:
+    work_dir = shutil.copytree(folder / "epochs", tmp_path / "run")
+    newest = work_dir / "epoch_8.pth"
+    (work_dir / "last_checkpoint").write_text(str(newest))
+    newest.write_bytes(newest.read_bytes()[:5000])
+    (work_dir / "epoch_9.pth.unfinished").write_bytes(b"half")
+    text = train(folder / "epochs.py", work_dir, "--resume")
+    assert "not from" in text and "epoch_8.pth" in text and "truncated" in text
+    assert "resumed epoch: 7, iter: 42" in text and last(work_dir)["meta"]["epoch"] == 8
+    assert not (work_dir / "epoch_9.pth.unfinished").exists()
+    assert_same_end(folder / "epochs", work_dir)
+
+    for path in work_dir.glob("epoch_*.pth"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the 2 checkpoints"):
+        find_checkpoint(work_dir)
+    assert find_checkpoint(tmp_path) is None
+
+
+def test_nan_stops_with_names_and_keeps_checkpoints(folder: Path, tmp_path: Path) -> None:
+    work_dir = shutil.copytree(folder / "iterations", tmp_path / "run")
+    (work_dir / "last_checkpoint").write_text(str(work_dir / "iter_48.pth"))
+    config = tmp_path / "poisoned.py"
+    config.write_text(
+        (folder / "iterations.py").read_text()
+        + 'train_dataloader["dataset"]["poison"] = 5\ntrain_cfg["max_iters"] = 70\n'
+    )
+    text = train(config, work_dir, "--resume", status=1)
+    assert "is not finite: loss nan, loss_a nan, loss_b nan" in text and "image_5.jpg" in text
+    assert last(work_dir)["meta"]["iter"] >= 48
+    for path in work_dir.glob("*.pth"):
+        weights = read_checkpoint(str(path))["state_dict"].values()
+        assert all(torch.isfinite(v).all() for v in weights)
+
+
+@pytest.fixture
+def hook(tmp_path: Path) -> SafeCheckpointHook:
+    hook = SafeCheckpointHook(interval=1, max_keep_ckpts=1, filename_tmpl="step_{}.pth")
+    hook.out_dir, hook.keep_ckpt_ids = str(tmp_path), deque([1], 1)
+    hook.last_ckpt = str(tmp_path / "step_1.pth")
+    hook.file_backend = LocalBackend()
+    return hook
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_disk_full(hook: SafeCheckpointHook, tmp_path: Path, final: bool) -> None:
+    (tmp_path / "step_1.pth").write_bytes(b"complete")
+    (tmp_path / "last_checkpoint").write_text(hook.last_ckpt)
+    runner = MagicMock(work_dir=str(tmp_path), iter=4, max_iters=5 if final else 9)
+
+    def save(out_dir: str, name: str, **_: object) -> None:
+        with written_aside(Path(out_dir, name)) as aside:
+            aside.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    runner.save_checkpoint.side_effect = save
+    if final:
+        with pytest.raises(OSError, match="No space left"):
+            hook._save_checkpoint_with_step(runner, 2, {})
+    else:
+        hook._save_checkpoint_with_step(runner, 2, {})
+        message = runner.logger.error.call_args.args[0]
+        assert "step_2.pth could not be saved" in message and "No space left" in message
+        assert hook.last_ckpt.endswith("step_1.pth") and list(hook.keep_ckpt_ids) == [1]
+    assert (tmp_path / "step_1.pth").read_bytes() == b"complete"
+    assert (tmp_path / "last_checkpoint").read_text().endswith("step_1.pth")
+    assert {p.name for p in tmp_path.iterdir()} == {"step_1.pth", "last_checkpoint"}
+
+    runner.save_checkpoint.side_effect = lambda out_dir, name, **_: Path(out_dir, name).touch()
+    hook._save_checkpoint_with_step(runner, 3, {})
+    assert {p.name for p in tmp_path.iterdir()} == {"step_3.pth", "last_checkpoint"}

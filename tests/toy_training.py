@@ -1,0 +1,126 @@
+"""A training of seconds that draws random numbers wherever a real one does: to be stopped and resumed."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+STOP_AT = "TOY_STOP_AT"  # iteration at which the process sends itself SIGTERM
+BEGUN = "TOY_BEGUN"  # file to touch at the first iteration
+
+
+@DATASETS.register_module()
+class ToyDataset(Dataset):
+    """Drawn images with noise from Python, numpy and torch."""
+
+    metainfo = dict(classes=("toy",))
+
+    def __init__(self, length: int = 22, poison: int | None = None) -> None:
+        self.length, self.poison = length, poison
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        noise = random.random() + np.random.rand() + torch.rand(()).item()
+        image = torch.full((3, 12, 12), index / self.length) + 0.1 * noise
+        if index == self.poison:
+            image[:] = float("nan")
+        sample = BaseDataElement(metainfo=dict(img_path=f"image_{index}.jpg"))
+        return dict(inputs=image, data_samples=sample)
+
+
+@MODELS.register_module()
+class ToyModel(BaseModel):
+    """A convolution, BatchNorm, dropout, and numbers from numpy, as assigners draw them."""
+
+    def __init__(self, width: int = 8, poison: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.norm = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(0.3)
+        self.ballast = nn.Linear(width, 256)  # so that saving takes some of the time
+        self.steps = 0
+
+    def forward(self, inputs: Tensor, data_samples: list, mode: str = "tensor") -> object:
+        x = torch.stack(list(inputs))
+        x = self.ballast(self.drop(self.norm(self.conv(x)).relu()).mean((2, 3)))
+        if mode == "predict":
+            return data_samples
+        target = np.random.rand() + random.random() + torch.rand(())
+        return dict(loss_a=(x - target).square().mean(), loss_b=x.abs().mean())
+
+    def train_step(self, data: dict, optim_wrapper: object) -> dict:
+        self.steps += 1
+        if self.steps == 1 and BEGUN in os.environ:
+            Path(os.environ[BEGUN]).touch()
+        if self.steps == int(os.environ.get(STOP_AT, 0)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().train_step(data, optim_wrapper)
+
+
+@METRICS.register_module()
+class ToyMetric(BaseMetric):
+    """Draws numbers, which training must not notice, and gets better all the time."""
+
+    evaluations = 0
+
+    def process(self, data_batch: object, data_samples: object) -> None:
+        self.results.append(np.random.rand() + torch.rand(()).item() + random.random())
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        type(self).evaluations += 1
+        return dict(score=float(type(self).evaluations))
+
+
+CONFIG = """
+custom_imports = dict(imports=["fastvit_dense", "toy_training"])
+model = dict(type="ToyModel", width={width})
+train_dataloader = dict(batch_size=4, num_workers={workers}, persistent_workers={workers} > 0,
+    sampler=dict(type="{sampler}", shuffle=True), dataset=dict(type="ToyDataset"))
+val_dataloader = dict(batch_size=4, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(type="ToyDataset", length=8))
+val_evaluator = dict(type="ToyMetric")
+train_cfg = {train_cfg}
+val_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1e-2), accumulative_counts={accumulate})
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=10),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=10, T_max=40),
+]
+custom_hooks = [dict(type="EMAHook")]
+default_hooks = dict(
+    checkpoint=dict(type="CheckpointHook", by_epoch={by_epoch}, interval={interval}, max_keep_ckpts=2,
+        save_best="score", rule="greater"),
+    logger=dict(type="LoggerHook", interval=1),
+)
+vis_backends = [dict(type="LocalVisBackend")]
+visualizer = dict(type="Visualizer", vis_backends=vis_backends)
+default_scope = "mmengine"
+"""
+
+
+def write_config(
+    path: Path, *, by_epoch: bool, workers: int = 0, interval: int | None = None, width: int = 8,
+    accumulate: int = 1,
+) -> Path:  # fmt: skip
+    """Write a config of 8 epochs of 6 iterations, or of 48 iterations."""
+    loop = dict(by_epoch=True, max_epochs=8, val_interval=2)
+    if not by_epoch:
+        loop = dict(by_epoch=False, max_iters=48, val_interval=12)
+    text = CONFIG.format(
+        by_epoch=by_epoch, workers=workers, width=width, accumulate=accumulate,
+        sampler="DefaultSampler" if by_epoch else "InfiniteSampler", train_cfg=loop,
+        interval=interval or (1 if by_epoch else 5),
+    )  # fmt: skip
+    path.write_text(text)
+    return path
