@@ -91,6 +91,10 @@ class SafeCheckpointHook(CheckpointHook):
     error.
     """
 
+    file_backend: Any
+    keep_ckpt_ids: deque[int]
+    last_ckpt: str | None
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         kept, before = list(getattr(self, "keep_ckpt_ids", ())), self.last_ckpt
         outdated = []

@@ -34,7 +34,7 @@ def workers_ended() -> Iterator[None]:
     finally:
         for candidate in gc.get_objects():
             if type(candidate) is _MultiProcessingDataLoaderIter:  # isinstance() wakes lazy objects
-                candidate._shutdown_workers()  # type: ignore[attr-defined]
+                candidate._shutdown_workers()
 
 
 def _begin(worker: int, *, then: Callable[[int], None] | None) -> None:

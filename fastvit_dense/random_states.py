@@ -12,7 +12,8 @@ States = dict[str, Any]
 def capture() -> States:
     """The states of Python, numpy, torch and every CUDA device, as plain data and tensors."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = state
     return dict(
         python=(version, torch.tensor(numbers), gauss),
         numpy=(name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),

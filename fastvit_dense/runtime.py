@@ -168,6 +168,8 @@ class CheckpointFits(Hook):
         )
 
 
+# What torch.distributed asks for, and what srun gives. tools/slurm_train.sh sets address and port.
+_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 # Where mmengine's own would lose a file or an iteration.
 _SAFER = {
     "CheckpointHook": SafeCheckpointHook,
@@ -215,6 +217,9 @@ class Runner(MMEngineRunner):
         """Set up processes; without a GPU, distributed training goes over gloo."""
         if self.distributed and not dist.is_initialized() and not torch.cuda.is_available():
             # mmengine would select a CUDA device for each rank.
+            if self.launcher == "slurm":
+                for name, slurm in _SLURM.items():
+                    os.environ[name] = os.environ[slurm]
             dist.init_process_group("gloo")
         super().setup_env(env_cfg)
 

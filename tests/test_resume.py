@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_tool
 from mmengine.fileio import LocalBackend
 from toy_training import BEGUN, STOP_AT, write_config
 
@@ -52,12 +52,12 @@ def last(work_dir: Path) -> dict:
     return read_checkpoint((work_dir / "last_checkpoint").read_text())
 
 
-def assert_same_end(one: Path, other: Path) -> None:
+def assert_same_end(one: Path, other: Path, *, iterations: int = 48) -> None:
     a, b = last(one), last(other)
     for part in ("state_dict", "ema_state_dict"):
         assert a[part].keys() == b[part].keys()
         assert all(torch.equal(v, b[part][k]) for k, v in a[part].items()), part
-    assert losses(one) == losses(other) and len(losses(one)) == 48
+    assert losses(one) == losses(other) and len(losses(one)) == iterations
     for x, y in zip(a["random_states"], b["random_states"], strict=True):
         assert torch.equal(x["torch"], y["torch"]) and torch.equal(x["numpy"][1], y["numpy"][1])
 
@@ -169,3 +169,20 @@ def test_disk_full(hook: SafeCheckpointHook, tmp_path: Path, final: bool) -> Non
     runner.save_checkpoint.side_effect = lambda out_dir, name, **_: Path(out_dir, name).touch()
     hook._save_checkpoint_with_step(runner, 3, {})
     assert {p.name for p in tmp_path.iterdir()} == {"step_3.pth", "last_checkpoint"}
+
+
+def test_killed_trainings() -> None:
+    done = run_tool("tests/kill_trainings.py", "--kills", "1", "--width", "500")
+    assert "1 of 1 kills met the training" in done and "equal those of the run never killed" in done
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_memory_does_not_grow(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "toy.py", by_epoch=False, interval=500, workers=1)
+    config.write_text(
+        config.read_text() + "train_cfg.update(max_iters=2000, val_interval=500)\n"
+        'custom_hooks.append(dict(type="ResidentMemory"))\n'
+    )
+    train(config, tmp_path / "run")
+    memory = [int(line) for line in (tmp_path / "run" / "memory.txt").read_text().split()]
+    assert len(memory) == 20 and max(memory[10:]) <= 1.02 * max(memory[3:10])

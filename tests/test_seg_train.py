@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import run_tool as run
 
 from fastvit_dense.sample_data import write_ade20k
@@ -154,3 +155,44 @@ def test_pictures_leave_unlabelled_pixels_alone() -> None:
         draw_segmentation(image, labels[:-1], classes=classes, palette=palette)
     many = tuple(f"class {i}" for i in range(20))
     assert draw_legend(np.arange(20), 72, many, [(0, 0, 0)] * 20).shape == (72, 150, 3)
+
+
+def test_two_processes_give_the_gradients_of_the_double_batch(config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "step.py"
+    path.write_text(f"""
+_base_ = {str(config)!r}
+# BatchNorms in training mode normalise by their own replica's images: not the same function.
+model = dict(
+    backbone=dict(norm_eval=True, out_norm=False), neck=dict(norm_cfg=None),
+    decode_head=dict(norm_cfg=None, dropout_ratio=0.0),
+)
+train_dataloader = dict(
+    batch_size=1, sampler=dict(shuffle=False),
+    dataset=dict(pipeline=[
+        dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"),
+        dict(type="Resize", scale=(96, 96), keep_ratio=False), dict(type="PackSegInputs"),
+    ]),
+)
+model["data_preprocessor"] = dict(size=(96, 96))
+val_dataloader = val_cfg = val_evaluator = None
+test_dataloader = test_cfg = test_evaluator = None
+train_cfg = dict(max_iters=1)
+param_scheduler = None
+# One step of plain gradient descent: the weights differ from the first ones by the gradient.
+optim_wrapper = dict(optimizer=dict(_delete_=True, type="SGD", lr=1.0))
+default_hooks = dict(checkpoint=dict(_delete_=True, type="CheckpointHook", by_epoch=False, interval=1))
+""")
+    both = ("--cfg-options", "train_dataloader.batch_size=2")
+    run("tools/train.py", path, "--work-dir", tmp_path / "one", *both)
+    run("tools/train.py", path, "--work-dir", tmp_path / "start", *both,
+        "optim_wrapper.optimizer.lr=0.0")  # fmt: skip
+    run("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29518,
+        "tools/train.py", path, "--work-dir", tmp_path / "two", "--launcher", "pytorch")  # fmt: skip
+    weights = [
+        torch.load(tmp_path / name / "iter_1.pth")["state_dict"] for name in ("start", "one", "two")
+    ]
+    names = [k for k, v in weights[0].items() if v.is_floating_point() and "running" not in k]
+    before, one, two = (torch.cat([w[k].flatten() for k in names]).double() for w in weights)
+    gradient = one - before
+    assert gradient.norm() > 1e-2
+    assert (two - one).norm() <= 1e-4 * gradient.norm()

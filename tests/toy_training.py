@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 STOP_AT = "TOY_STOP_AT"  # iteration at which the process sends itself SIGTERM
+KILL_AT = "TOY_KILL_AT"  # likewise SIGKILL
 BEGUN = "TOY_BEGUN"  # file to touch at the first iteration
 
 
@@ -56,16 +58,18 @@ class ToyModel(BaseModel):
         x = self.ballast(self.drop(self.norm(self.conv(x)).relu()).mean((2, 3)))
         if mode == "predict":
             return data_samples
+        self._happen()
         target = np.random.rand() + random.random() + torch.rand(())
         return dict(loss_a=(x - target).square().mean(), loss_b=x.abs().mean())
 
-    def train_step(self, data: dict, optim_wrapper: object) -> dict:
+    def _happen(self) -> None:
         self.steps += 1
         if self.steps == 1 and BEGUN in os.environ:
             Path(os.environ[BEGUN]).touch()
         if self.steps == int(os.environ.get(STOP_AT, 0)):
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().train_step(data, optim_wrapper)
+        if self.steps == int(os.environ.get(KILL_AT, 0)):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @METRICS.register_module()
@@ -80,6 +84,18 @@ class ToyMetric(BaseMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         type(self).evaluations += 1
         return dict(score=float(type(self).evaluations))
+
+
+@HOOKS.register_module()
+class ResidentMemory(Hook):
+    """Notes the resident memory of the process every 100 iterations, in KiB."""
+
+    def after_train_iter(self, runner: object, batch_idx: int, *_: object, **__: object) -> None:
+        if self.every_n_train_iters(runner, 100):
+            status = Path("/proc/self/status").read_text()
+            kib = status.split("VmRSS:")[1].split()[0]
+            with Path(runner.work_dir, "memory.txt").open("a") as file:
+                print(kib, file=file)
 
 
 CONFIG = """
@@ -111,10 +127,10 @@ default_scope = "mmengine"
 
 def write_config(
     path: Path, *, by_epoch: bool, workers: int = 0, interval: int | None = None, width: int = 8,
-    accumulate: int = 1,
+    accumulate: int = 1, epochs: int = 8,
 ) -> Path:  # fmt: skip
-    """Write a config of 8 epochs of 6 iterations, or of 48 iterations."""
-    loop = dict(by_epoch=True, max_epochs=8, val_interval=2)
+    """Write a config of `epochs` of 6 iterations (3 in two processes), or of 48 iterations."""
+    loop = dict(by_epoch=True, max_epochs=epochs, val_interval=2)
     if not by_epoch:
         loop = dict(by_epoch=False, max_iters=48, val_interval=12)
     text = CONFIG.format(

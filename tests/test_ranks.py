@@ -1,0 +1,77 @@
+"""Two processes: stopped together when one is told, resumed exactly, and not waiting for a lost one."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_resume import assert_same_end, last
+from toy_training import KILL_AT, STOP_AT, write_config
+
+from fastvit_dense.interruptions import INTERRUPTED
+
+
+def train(config: Path, work_dir: Path, port: int, *extra: str, **rank_1: str) -> list[int]:
+    """Train with two processes; `rank_1` are variables of the second. Returns both exit statuses."""
+    processes = []
+    for rank in (0, 1):
+        env = {
+            **os.environ, "PYTHONPATH": str(ROOT / "tests"), "RANK": str(rank),
+            "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **(rank_1 if rank else {}),
+        }  # fmt: skip
+        with (work_dir.parent / f"{work_dir.name}_{rank}.log").open("a") as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "tools/train.py", str(config), "--work-dir", str(work_dir),
+                     "--launcher", "pytorch", *extra, "--cfg-options", "randomness.seed=3"],
+                    cwd=ROOT, env=env, stdout=log, stderr=log,
+                )
+            )  # fmt: skip
+    try:
+        return [process.wait(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals and gloo as on Linux")
+def test_one_is_told_both_stop(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "toy.py", by_epoch=True, epochs=4)
+    assert train(config, tmp_path / "whole", 29601) == [0, 0]
+    text = (tmp_path / "whole_0.log").read_text()
+    status = train(config, tmp_path / "parts", 29602, **{STOP_AT: "5"})
+    assert status == [INTERRUPTED, INTERRUPTED]
+    assert last(tmp_path / "parts")["meta"]["iter"] == 5
+    assert len(last(tmp_path / "parts")["random_states"]) == 2
+    assert train(config, tmp_path / "parts", 29603, "--resume") == [0, 0]
+    assert_same_end(tmp_path / "whole", tmp_path / "parts", iterations=12)
+    assert "mmcv operators" in text
+
+
+def test_a_lost_one_ends_the_other(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "toy.py", by_epoch=True, epochs=4)
+    start = time.monotonic()
+    status = train(config, tmp_path / "run", 29604, **{KILL_AT: "4"})
+    assert status[1] == -9 and status[0] not in (0, INTERRUPTED)
+    assert time.monotonic() - start < 60
+    log = (tmp_path / "run_0.log").read_text()
+    assert "Error" in log.splitlines()[-1] or "closed by peer" in log
+
+
+def test_slurm_variables(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "toy.py", by_epoch=True, epochs=4)
+    processes = []
+    for rank in (0, 1):
+        env = {
+            **os.environ, "PYTHONPATH": str(ROOT / "tests"), "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank), "SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29605", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        command = ["tools/train.py", config, "--work-dir", tmp_path / "run", "--launcher", "slurm"]
+        processes.append(subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=env))
+    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    assert last(tmp_path / "run")["meta"]["iter"] == 12
