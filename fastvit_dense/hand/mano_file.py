@@ -1,0 +1,269 @@
+"""MANO's arrays: in memory, checked, and in files.
+
+MANO (Romero, Tzionas, Black 2017) may be used for research and not be passed on: each user obtains
+MANO_RIGHT.pkl, and nothing of it goes into a checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from .mano_pickle import read_pickle
+from .topology import NUM_BETAS, NUM_FACES, NUM_ROTATIONS, NUM_VERTICES, PARENTS
+
+_NUM_ANGLES = 3 * (NUM_ROTATIONS - 1)
+
+_SHAPES = {
+    "template": (NUM_VERTICES, 3),
+    "faces": (NUM_FACES, 3),
+    "shape_directions": (NUM_VERTICES, 3, NUM_BETAS),
+    "pose_directions": (NUM_VERTICES, 3, 9 * (NUM_ROTATIONS - 1)),
+    "joint_regressor": (NUM_ROTATIONS, NUM_VERTICES),
+    "skinning_weights": (NUM_VERTICES, NUM_ROTATIONS),
+    "pose_components": (_NUM_ANGLES, _NUM_ANGLES),
+    "pose_mean": (_NUM_ANGLES,),
+}
+
+# The same arrays in files, under MANO's own names.
+_KEYS = {
+    "template": "v_template",
+    "faces": "f",
+    "shape_directions": "shapedirs",
+    "pose_directions": "posedirs",
+    "joint_regressor": "J_regressor",
+    "skinning_weights": "weights",
+    "pose_components": "hands_components",
+    "pose_mean": "hands_mean",
+}
+_TREE_KEY = "kintree_table"
+
+HOW_TO_GET_MANO = (
+    'MANO may not be passed on: register at https://mano.is.tue.mpg.de, download "Models & Code", and '
+    "convert models/MANO_RIGHT.pkl of it by `python tools/convert_mano.py MANO_RIGHT.pkl "
+    'data/mano/MANO_RIGHT.npz`. To try everything without it, use mano="synthetic", a drawn hand of '
+    "the same shapes"
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mano:
+    """A hand model: MANO itself, or another with its shapes.
+
+    The arrays are checked, copied and made read-only. All are float64 but `faces`.
+
+    Args:
+        template: (778, 3), metres: the vertices with betas 0 and no rotation.
+        faces: (1538, 3) int64, indices of vertices, counterclockwise seen from outside.
+        shape_directions: (778, 3, 10), metres a unit of beta.
+        pose_directions: (778, 3, 135), metres: what the numbers of the 15 rotation matrices of the
+            fingers, less those of the identity, row by row, add to the template.
+        joint_regressor: (16, 778): joints from vertices without rotation. Rows add up to 1.
+        skinning_weights: (778, 16), how much of each joint's motion a vertex follows. Rows add up to 1.
+        pose_components: (45, 45): rows are MANO's principal components of finger poses, in radians.
+        pose_mean: (45,): mean pose of the fingers, axis-angle in radians, which stored poses are
+            relative to.
+
+    Raises:
+        ValueError: an array has another shape, holds other than finite numbers, or indices and weights
+            out of their range.
+    """
+
+    template: np.ndarray
+    faces: np.ndarray
+    shape_directions: np.ndarray
+    pose_directions: np.ndarray
+    joint_regressor: np.ndarray
+    skinning_weights: np.ndarray
+    pose_components: np.ndarray
+    pose_mean: np.ndarray
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            array = _checked(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, array)
+        if self.faces.min() < 0 or self.faces.max() >= NUM_VERTICES:
+            raise ValueError(
+                f"faces must be indices from 0 to {NUM_VERTICES - 1}, got some from {self.faces.min()} "
+                f"to {self.faces.max()}"
+            )
+        for name in ("joint_regressor", "skinning_weights"):
+            sums = getattr(self, name).sum(1)
+            # A wide margin: this tells arrays of another kind, and not rounding.
+            if np.abs(sums - 1).max() > 0.05:
+                raise ValueError(
+                    f"the rows of {name} must add up to 1, got sums from {sums.min():.3g} to "
+                    f"{sums.max():.3g}"
+                )
+
+
+def _checked(name: str, value: object) -> np.ndarray:
+    array = np.asarray(value)
+    if array.shape != _SHAPES[name]:
+        raise ValueError(f"{name} must have the shape {_SHAPES[name]}, got {array.shape}")
+    wanted = "iu" if name == "faces" else "fiu"
+    if array.dtype.kind not in wanted:
+        raise ValueError(
+            f"{name} must be {'integers' if name == 'faces' else 'real numbers'}, got {array.dtype}"
+        )
+    array = array.astype(np.int64 if name == "faces" else np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    array.flags.writeable = False
+    return array
+
+
+def get_mano(source: str | os.PathLike[str]) -> Mano:
+    """Get a hand model by what a config names.
+
+    Args:
+        source: ``"synthetic"`` for the drawn hand that comes with this package, or a file as
+            :func:`load_mano` takes it.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message says where to get it.
+        ValueError: it is another file.
+    """
+    if source == "synthetic":
+        from .synthetic import synthetic_hand  # which itself imports this module
+
+        return synthetic_hand()
+    return load_mano(source)
+
+
+def load_mano(path: str | os.PathLike[str]) -> Mano:
+    """Read MANO's right hand.
+
+    Args:
+        path: MANO_RIGHT.pkl as it is distributed, or the .npz that :func:`save_mano` makes of it. What
+            a pickle says to run is not run.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message says where to get it.
+        ValueError: it is damaged, is another model or a left hand, or has a pickle's code in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist. {HOW_TO_GET_MANO}.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: expected a file, such as MANO_RIGHT.pkl in it")
+    content = path.read_bytes()
+    keys = [*_KEYS.values(), _TREE_KEY]
+    try:
+        arrays = _read_npz(content, keys) if content[:2] == b"PK" else read_pickle(content, keys)
+        mano = _from_arrays(arrays)
+        _check_handedness(mano)
+    except ValueError as error:
+        raise ValueError(f"{path} is no usable MANO_RIGHT: {error}") from error
+    return mano
+
+
+def save_mano(mano: Mano, path: str | os.PathLike[str]) -> None:
+    """Write a hand model as .npz, which loads without a pickle.
+
+    The arrays have MANO's own names, so that other projects can read the file too. It gets its name when
+    it is complete; an older one is replaced.
+
+    Args:
+        mano: the model.
+        path: ends in .npz. Its folder is made.
+
+    Raises:
+        ValueError: `path` does not end in .npz.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"expected a file that ends in .npz, got {path}")
+    arrays = {key: getattr(mano, name) for name, key in _KEYS.items()}
+    arrays[_TREE_KEY] = np.array([PARENTS, range(NUM_ROTATIONS)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with aside.open("wb") as file:
+            np.savez(file, **arrays)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def is_right_hand(mano: Mano) -> bool:
+    """Tell a right hand from a left one, by its shape without rotation.
+
+    Looking onto its palm, fingers up, a right hand has the index finger on the right of the little one. So
+    for a right hand ``(index base - little base) x (middle base - wrist)`` points out of the palm. Two
+    things tell where the palm is, and neither depends on the frame or the size of the hand: the thumb
+    lies on that side of the plane of wrist and bases, and the mean pose bends the fingers to it. In
+    MANO's right hand both hold with a margin: the thumb's joints are 17 to 24 mm in front of the plane,
+    and its mean pose moves every finger that way. Mirrored arrays give the opposite sign.
+
+    It relies on the order of MANO's joints, on a template with an open hand, and on the joint regressor.
+
+    Args:
+        mano: the model.
+
+    Returns:
+        Whether it is a right hand.
+    """
+    joints = mano.joint_regressor @ mano.template  # (16, 3)
+    wrist, index, middle, little, thumb_end = joints[[0, 1, 4, 7, 15]]
+    out_of_palm = np.cross(index - little, middle - wrist)
+    inner = np.array([j for base in (1, 4, 7, 10) for j in (base, base + 1)])  # of the four fingers
+    # How the far end of a bone moves when the joint at its near end begins to turn as in the mean pose.
+    turns = mano.pose_mean.reshape(-1, 3)[inner - 1]
+    bending = np.cross(turns, joints[inner + 1] - joints[inner]).sum(0)
+    return bool((thumb_end - wrist + bending) @ out_of_palm > 0)
+
+
+def _check_handedness(mano: Mano) -> None:
+    if not is_right_hand(mano):
+        raise ValueError(
+            "it is a left hand, such as MANO_LEFT. Expected the right one: left hands are done by "
+            "mirroring the picture"
+        )
+    # Every face makes a tetrahedron with the wrist, in the opening of the mesh. Seen from there all
+    # but a few faces show their inner sides, and the volumes add up to that of the hand.
+    corners = mano.template[mano.faces] - mano.joint_regressor[0] @ mano.template  # (1538, 3, 3)
+    if np.linalg.det(corners).sum() < 0:
+        raise ValueError(
+            "its faces are wound clockwise seen from outside: was a left hand mirrored without turning "
+            "the faces?"
+        )
+
+
+def _read_npz(content: bytes, keys: list[str]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {key: file[key] for key in keys if key in file.files}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"it is a damaged .npz, or one with Python objects: {error}") from error
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> Mano:
+    template = arrays.get("v_template")
+    if template is not None and template.shape != _SHAPES["template"]:
+        raise ValueError(
+            f"it is a model with v_template of shape {template.shape}, such as a body's or head's; "
+            f"MANO's hand has {_SHAPES['template']}"
+        )
+    if missing := [key for key in (*_KEYS.values(), _TREE_KEY) if key not in arrays]:
+        raise ValueError(f"it lacks {', '.join(missing)} of MANO's arrays")
+    tree = arrays[_TREE_KEY]
+    # The root's parent is -1, written as 2**32 - 1.
+    if tree.shape != (2, NUM_ROTATIONS) or not np.array_equal(tree[0, 1:], PARENTS[1:]):
+        raise ValueError(
+            f"kintree_table must have MANO's tree of joints, [root, {', '.join(map(str, PARENTS[1:]))}] "
+            f"in the first of 2 rows, got {tree.tolist()}"
+        )
+    return Mano(**{name: arrays[key] for name, key in _KEYS.items()})
