@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,20 @@ def _annotation(mask: np.ndarray, drawn: Drawn) -> dict[str, Any]:
     }
 
 
-def _check(*, train: int, val: int, seed: int, size: int, smallest: int) -> None:
-    """Raise a ValueError for an argument of the writers that is out of range."""
-    limits = {
-        "train": (train, 1, 10**6),
-        "val": (val, 1, 10**6),
-        "seed": (seed, 0, 2**63),
-        "size": (size, smallest, 4096),
-    }
+def check_ranges(**limits: tuple[float, float, float]) -> None:
+    """Raise a ValueError for an argument of a writer that is out of range: name=(value, low, high)."""
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise ValueError(f"{name} must be between {low} and {high}, got {value}")
+
+
+def _check(*, train: int, val: int, seed: int, size: int, smallest: int) -> None:
+    check_ranges(
+        train=(train, 1, 10**6),
+        val=(val, 1, 10**6),
+        seed=(seed, 0, 2**63),
+        size=(size, smallest, 4096),
+    )
 
 
 def _draw_size(rng: np.random.Generator, longer: int) -> tuple[int, int]:
@@ -75,7 +79,8 @@ def _draw_size(rng: np.random.Generator, longer: int) -> tuple[int, int]:
     return longer * a // max(a, b), longer * b // max(a, b)
 
 
-def _write_jpeg(path: Path, image: np.ndarray) -> None:
+def write_jpeg(path: Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) BGR or (H, W), uint8."""
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
     path.write_bytes(encoded.tobytes())
 
@@ -91,8 +96,8 @@ def new_folder(
     Args:
         out: Where the data set is to be. May exist if it is empty.
         overwrite: Whether an older data set there may be replaced.
-        holds: The names at the top of such a data set. A folder with anything else in it is never
-            replaced.
+        holds: The names at the top of such a data set, with wildcards. A folder with anything else in
+            it is never replaced.
 
     Raises:
         ValueError: `out` is a file, is not empty, or is not a data set that may be replaced.
@@ -106,7 +111,7 @@ def new_folder(
             f"{out} is not empty (it holds {', '.join(found[:5])}); choose another "
             "folder, or pass --force (overwrite=True) to replace the data set there"
         )
-    if strange := sorted(set(found) - set(holds)):
+    if strange := [f for f in found if not any(fnmatch(f, name) for name in holds)]:
         raise ValueError(
             f"{out} holds {', '.join(strange[:5])}, which is no part of a sample data set "
             f"({', '.join(holds)}); it is not replaced: remove it yourself or choose another folder"
@@ -184,7 +189,7 @@ def _coco_split(folder: Path, count: int, *, seed: int, size: int, number: int) 
             10 * i + 3 + 4 * number
         )  # with gaps, as COCO's, and never the same in both splits
         name = f"{image_id:012d}.jpg"
-        _write_jpeg(folder / name, scene.image)
+        write_jpeg(folder / name, scene.image)
         images.append(
             {"id": image_id, "file_name": name, "width": width, "height": height, "license": 1}
         )
@@ -248,7 +253,7 @@ def write_ade20k(
                 rng = np.random.default_rng([seed, number, i])
                 picture = draw_picture(rng, _draw_size(rng, size))
                 stem = f"ADE_{short}_{i + 1:08d}"
-                _write_jpeg(images / f"{stem}.jpg", picture.image)
+                write_jpeg(images / f"{stem}.jpg", picture.image)
                 encoded = cv2.imencode(".png", picture.labels)[1]
                 (annotations / f"{stem}.png").write_bytes(encoded.tobytes())
     return Path(out)

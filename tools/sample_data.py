@@ -1,6 +1,8 @@
 """Write a small data set of drawn pictures, to try training, testing and drawing without a download.
 
 python tools/sample_data.py {coco,ade20k} OUT [--train N] [--val N] [--seed S] [--size PX] [--force]
+python tools/sample_data.py freihand OUT [--train N] [--val N] [--seed S] [--poses closing] [--views DEG]
+    [--force]
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import argparse
 import sys
 
 from fastvit_dense import sample_data
+from fastvit_dense.hand.sample_freihand import POSES, write_freihand
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -20,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="instance segmentation in COCO layout",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    coco.set_defaults(write=sample_data.write_coco)
+    coco.set_defaults(write=sample_data.write_coco, what="images")
     coco.add_argument("--size", type=int, default=192, help="longer side of the images in pixels")
 
     ade20k = kinds.add_parser(
@@ -28,14 +31,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="semantic segmentation in ADE20K layout",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    ade20k.set_defaults(write=sample_data.write_ade20k)
+    ade20k.set_defaults(write=sample_data.write_ade20k, what="images")
     ade20k.add_argument("--size", type=int, default=256, help="longer side of the images in pixels")
 
-    for kind in kinds.choices.values():
+    freihand = kinds.add_parser(
+        "freihand",
+        help="synthetic hands in FreiHAND layout",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    freihand.set_defaults(write=write_freihand, what="hands")
+    freihand.add_argument(
+        "--poses", choices=POSES, default="all",
+        help="closing: between open and a fist, all fingers alike",
+    )  # fmt: skip
+    freihand.add_argument(
+        "--views", type=float, default=180, metavar="DEGREES",
+        help="greatest turn of a hand from a palm that faces the camera, fingers up",
+    )  # fmt: skip
+
+    for kind, (train, val) in {coco: (240, 60), ade20k: (240, 60), freihand: (500, 100)}.items():
+        what = kind.get_default("what")
+        times = ", of which there are four pictures each" if kind is freihand else ""
         kind.add_argument("out", help="folder to write")
-        kind.add_argument("--train", type=int, default=240, help="images to train on")
-        kind.add_argument("--val", type=int, default=60, help="held-out images")
-        kind.add_argument("--seed", type=int, default=0, help="other seeds give other images")
+        kind.add_argument("--train", type=int, default=train, help=f"{what} to train on{times}")
+        kind.add_argument("--val", type=int, default=val, help=f"held-out {what}")
+        kind.add_argument("--seed", type=int, default=0, help=f"other seeds give other {what}")
         kind.add_argument(
             "--force", action="store_true", dest="overwrite", help="replace the data set in OUT"
         )
@@ -44,14 +64,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     options = vars(parse_args(argv))
-    write, out = options.pop("write"), options.pop("out")
     options.pop("kind")
+    write, out, what = (options.pop(name) for name in ("write", "out", "what"))
     try:
         folder = write(out, **options)
     except (ValueError, OSError) as error:
         print(f"sample_data: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {options['train']} training and {options['val']} held-out images to {folder}")
+    print(f"wrote {options['train']} training and {options['val']} held-out {what} to {folder}")
     return 0
 
 
