@@ -1,0 +1,175 @@
+"""FreiHAND's evaluation protocol: errors, F-scores and the area under the PCK curve, raw and aligned.
+
+Points are in metres, figures of errors in millimetres. All is computed in float64.
+
+Shape legend: N samples, P points of each.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+F_THRESHOLDS = (0.005, 0.015)  # metres
+PCK_THRESHOLDS = np.linspace(0, 0.05, 100)  # metres
+
+_TINY = 1e-8  # metres; keeps the size of a prediction without extent from dividing by zero
+_THREADS = 2
+
+
+def procrustes_align(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Move, turn and scale each prediction onto its target, in the least squares (Schoenemann 1966).
+
+    As in scipy.linalg.orthogonal_procrustes, reflections are allowed: a mirrored prediction aligns
+    perfectly. A prediction without extent, such as all zeros, comes to the centroid of its target.
+
+    Args:
+        pred: (N, P, 3).
+        target: (N, P, 3).
+
+    Returns:
+        (N, P, 3) float64.
+    """
+    pred, _, pred_size = _normalise(pred)
+    target, center, size = _normalise(target)
+    u, singular, vt = np.linalg.svd(target.swapaxes(1, 2) @ pred)  # of (N, 3, 3)
+    turned = pred @ (u @ vt).swapaxes(1, 2)
+    return turned * (singular.sum(-1)[:, None, None] * size) + center
+
+
+def _normalise(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points of mean zero and norm one, their means (N, 1, 3) and norms (N, 1, 1)."""
+    points = np.asarray(points, np.float64)
+    center = points.mean(1, keepdims=True)
+    points = points - center
+    size = np.linalg.norm(points, axis=(1, 2), keepdims=True) + _TINY
+    return points / size, center, size
+
+
+def point_errors(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Distances (N, P) of corresponding points (N, P, 3), in metres."""
+    difference = np.asarray(pred, np.float64) - np.asarray(target, np.float64)
+    return np.sqrt(np.square(difference).sum(-1))
+
+
+def pck_auc(errors: np.ndarray) -> float:
+    """Area under the curve of correct keypoints over thresholds up to 5 cm, 1 for a perfect prediction.
+
+    Args:
+        errors: (N, P), metres. The curve of each of the P keypoints is integrated by the trapezoid rule and
+            divided by its width; the result is their mean.
+    """
+    # The mean of curves is the curve of all: each keypoint has as many samples.
+    ordered = np.sort(errors, axis=None)
+    correct = np.searchsorted(ordered, PCK_THRESHOLDS, side="right") / ordered.size
+    steps = np.diff(PCK_THRESHOLDS)
+    area = (steps * (correct[1:] + correct[:-1]) / 2).sum()
+    return float(area / steps.sum())
+
+
+def f_scores(
+    pred: np.ndarray, target: np.ndarray, thresholds: Sequence[float] = F_THRESHOLDS
+) -> np.ndarray:
+    """F-scores of each sample: how many points have one of the other surface nearer than a threshold.
+
+    Precision is the share of predicted points that are near to the target, recall that of the target's
+    points near to the prediction; the score is their harmonic mean, 0 where both are 0.
+
+    Args:
+        pred: (N, P, 3), metres.
+        target: (N, P, 3), metres.
+        thresholds: T distances in metres. A point at exactly that distance is not near.
+
+    Returns:
+        (N, T).
+    """
+    # Beyond the thresholds it does not matter how far; the bound spares searches for distant points.
+    nearest_within = functools.partial(_nearest_distances, bound=2 * max(thresholds))
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        nearest = list(pool.map(nearest_within, pred, target))
+    limits = np.asarray(thresholds)[:, None]
+    precision, recall = (
+        np.array([(distances[i] < limits).mean(-1) for distances in nearest]) for i in (0, 1)
+    )  # (N, T) each
+    total = precision + recall
+    return 2 * precision * recall / np.where(total > 0, total, 1)
+
+
+def _nearest_distances(
+    pred: np.ndarray, target: np.ndarray, *, bound: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """From each point of pred (P, 3) to the nearest of target (P, 3), and back; inf beyond the bound."""
+    # Distances from a tree are exact; those by way of a matrix product are not at a threshold.
+    trees = [cKDTree(points, balanced_tree=False) for points in (pred, target)]
+    queries = ((trees[1], pred), (trees[0], target))
+    there, back = (tree.query(points, distance_upper_bound=bound)[0] for tree, points in queries)
+    return there, back
+
+
+def hand_metrics(
+    *,
+    pred_keypoints: np.ndarray,
+    pred_vertices: np.ndarray,
+    keypoints: np.ndarray,
+    vertices: np.ndarray,
+) -> dict[str, float]:
+    """All figures of the protocol.
+
+    Keypoints and vertices are aligned each on their own.
+
+    Args:
+        pred_keypoints: (N, 21, 3), metres, camera frame.
+        pred_vertices: (N, 778, 3), likewise.
+        keypoints: (N, 21, 3), the targets.
+        vertices: (N, 778, 3), the targets.
+
+    Returns:
+        Aligned: PJ and PV, mean errors of keypoints and vertices in mm; F@5 and F@15, F-scores of the
+        vertices; AUC_J and AUC_V, of keypoints and vertices. The same without alignment: PJ_raw and so on.
+    """
+    figures: dict[str, float] = {}
+    aligned = (
+        procrustes_align(pred_keypoints, keypoints),
+        procrustes_align(pred_vertices, vertices),
+    )
+    for suffix, (joints, mesh) in (("", aligned), ("_raw", (pred_keypoints, pred_vertices))):
+        errors = {"J": point_errors(joints, keypoints), "V": point_errors(mesh, vertices)}
+        figures |= {f"P{key}{suffix}": 1000 * float(value.mean()) for key, value in errors.items()}
+        for threshold, score in zip(F_THRESHOLDS, f_scores(mesh, vertices).mean(0), strict=True):
+            figures[f"F@{1000 * threshold:.0f}{suffix}"] = float(score)
+        figures |= {f"AUC_{key}{suffix}": pck_auc(value) for key, value in errors.items()}
+    return figures
+
+
+def mean_hand(vertices: np.ndarray, *, rounds: int = 3) -> np.ndarray:
+    """The mean shape of hands after alignment to it (generalised Procrustes analysis, Gower 1975).
+
+    Args:
+        vertices: (N, P, 3), metres. A few thousand are plenty.
+        rounds: how often hands are aligned and averaged; the first round takes the first hand for the mean.
+
+    Returns:
+        (P, 3), metres, centred.
+    """
+    vertices = np.asarray(vertices, np.float64)
+    mean = vertices[0]
+    for _ in range(rounds):
+        mean = procrustes_align(vertices, np.broadcast_to(mean, vertices.shape)).mean(0)
+        mean = mean - mean.mean(0)
+    return mean
+
+
+def template_error(template: np.ndarray, targets: np.ndarray) -> float:
+    """PV, aligned, in mm, of predicting one and the same hand each time: what a model has to beat.
+
+    Args:
+        template: (P, 3), such as :func:`mean_hand` of the training split.
+        targets: (N, P, 3), of the evaluation split.
+    """
+    pred = np.broadcast_to(template, np.shape(targets))
+    return 1000 * float(point_errors(procrustes_align(pred, targets), targets).mean())

@@ -1,0 +1,231 @@
+"""From an annotated photograph to a crop for the model: METRO's set-up (paper appendix B.5).
+
+A pipeline is LoadHandImage, HandCrop or RandomHandCrop with ColorNoise, PackHandInputs. Each takes and
+returns the dict of one image. Random numbers come from ``numpy.random``, which mmengine seeds in each
+worker. Images are (H, W, 3) uint8 in BGR order; lengths are in metres.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.registry import TRANSFORMS
+from mmengine.structures import BaseDataElement
+
+from ..jpeg import is_truncated_jpeg
+from .crop import axis_rotation, crop_matrix, homogeneous, map_points, warp_crop, whole_image_box
+from .data_sample import HandDataSample
+
+_METAINFO = ("img_path", "index", "ori_shape", "crop_matrix", "rotation", "K")
+_ANNOTATED = ("vertices", "keypoints", "keypoints_2d")
+
+
+def load_image(path: str | Path) -> np.ndarray:
+    """Read a photograph of a dataset, as its pixels are stored: annotations belong to those.
+
+    Args:
+        path: the file.
+
+    Returns:
+        (H, W, 3) uint8 BGR.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, is cut off, or has other than three channels of 8 bits.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"image {path} does not exist: is the dataset unpacked completely?"
+        ) from error
+    if is_truncated_jpeg(content):
+        raise ValueError(
+            f"{path} is a truncated JPEG ({len(content)} bytes, no end-of-image marker): get it again"
+        )
+    # An empty buffer is an error of OpenCV's, not None.
+    image = (
+        cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    )
+    if image is None:
+        raise ValueError(
+            f"{path} ({len(content)} bytes) is not an image that OpenCV can read: "
+            + ("it may be damaged or named wrongly" if content else "it is empty")
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        channels = image.shape[2] if image.ndim == 3 else 1
+        raise ValueError(
+            f"{path} has {channels} channel{'s' * (channels > 1)} of {8 * image.itemsize} bits: "
+            "expected a colour image of 3 channels of 8 bits"
+        )
+    return image
+
+
+@TRANSFORMS.register_module()
+class LoadHandImage:
+    """Read the file `img_path`: adds `img` and `ori_shape`, its height and width. See `load_image`."""
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        image = load_image(results["img_path"])
+        return results | {"img": image, "ori_shape": image.shape[:2]}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+@TRANSFORMS.register_module()
+class HandCrop:
+    """Cut a square out of the image and bring its annotation along.
+
+    Adds `crop_matrix` (2, 3), `rotation` and, where annotated, `keypoints_2d` (21, 2) in pixels of the
+    crop. `vertices` and `keypoints` are turned about the optical axis as the image is, by R, and `K`
+    becomes ``A @ K @ R^T`` with the crop's map A: the new points projected by the new K are in pixels of
+    the crop, whatever the focal lengths and principal point.
+
+    Args:
+        center: x, y of the middle of the square, in pixels; None: the whole image.
+        size: its side in pixels; None: the whole image. METRO's square is for FreiHAND's 224x224 pixels.
+        out_size: side of the crop.
+
+    Raises:
+        ValueError: only one of center and size is None; on use: the center is not inside the image.
+    """
+
+    def __init__(
+        self,
+        center: tuple[float, float] | None = (112.0, 112.0),
+        size: float | None = 180.0,
+        out_size: int = 224,
+    ) -> None:
+        if (center is None) != (size is None):
+            raise ValueError(
+                f"center ({center}) and size ({size}) of a crop: expected both, or None for both, which "
+                "takes the whole image"
+            )
+        self.center, self.size, self.out_size = center, size, out_size
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        return self._crop(results)
+
+    def _crop(
+        self, results: dict[str, Any], *, scale: float = 1.0, rotation: float = 0.0
+    ) -> dict[str, Any]:
+        height, width = results["img"].shape[:2]
+        if self.center is None or self.size is None:
+            center, size = whole_image_box(height, width)
+        else:
+            center, size = self.center, self.size
+        if not (0 <= center[0] < width and 0 <= center[1] < height):
+            raise ValueError(
+                f"{results.get('img_path', 'the image')} is {width}x{height} pixels (width x height), the "
+                f"center {tuple(center)} of the crop lies outside: expected 224x224 pixels as of FreiHAND, "
+                "or center=None, size=None for the whole of any image"
+            )
+        matrix = crop_matrix(center, size * scale, self.out_size, rotation=rotation)
+        results = results | {
+            "img": warp_crop(results["img"], matrix, self.out_size),
+            "crop_matrix": matrix,
+            "rotation": rotation,
+        }
+        turn = axis_rotation(rotation)
+        if "keypoints" in results:
+            pixels = results["keypoints"] @ np.asarray(results["K"], np.float64).T  # (21, 3)
+            results["keypoints_2d"] = map_points(matrix, pixels[:, :2] / pixels[:, 2:])
+        for name in ("vertices", "keypoints"):
+            if name in results:
+                results[name] = results[name] @ turn.T
+        if "K" in results:
+            results["K"] = homogeneous(matrix) @ results["K"] @ turn.T
+        return results
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+
+@TRANSFORMS.register_module()
+class RandomHandCrop(HandCrop):
+    """HandCrop of a random rotation and scale, both about its center.
+
+    Args:
+        center: as of HandCrop.
+        size: as of HandCrop.
+        out_size: as of HandCrop.
+        rotation_std: standard deviation of the rotation in degrees, which is normal about zero and
+            clipped at twice that.
+        upright: probability of no rotation.
+        scale_std: standard deviation of the factor on `size`, which is normal about one and clipped at
+            once that.
+    """
+
+    def __init__(
+        self,
+        center: tuple[float, float] | None = (112.0, 112.0),
+        size: float | None = 180.0,
+        out_size: int = 224,
+        *,
+        rotation_std: float = 90.0,
+        upright: float = 0.6,
+        scale_std: float = 0.25,
+    ) -> None:
+        super().__init__(center, size, out_size)
+        self.rotation_std, self.upright, self.scale_std = rotation_std, upright, scale_std
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        turn, zoom = np.random.normal(size=2)
+        is_upright = np.random.uniform() < self.upright
+        rotation = 0.0 if is_upright else float(np.clip(turn, -2, 2)) * self.rotation_std
+        scale = 1 + float(np.clip(zoom, -1, 1)) * self.scale_std
+        return self._crop(results, scale=scale, rotation=rotation)
+
+
+@TRANSFORMS.register_module()
+class ColorNoise:
+    """Multiply each channel by a random factor of its own.
+
+    Args:
+        strength: factors are uniform in [1 - strength, 1 + strength].
+
+    Raises:
+        ValueError: the strength is not in [0, 1].
+    """
+
+    def __init__(self, strength: float = 0.4) -> None:
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength of colour noise must be in [0, 1], got {strength}")
+        self.strength = strength
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        factors = np.random.uniform(1 - self.strength, 1 + self.strength, 3)
+        table = np.arange(256)[:, None, None] * factors  # (256, 1, 3)
+        table = np.clip(np.rint(table), 0, 255).astype(np.uint8)
+        return results | {"img": cv2.LUT(results["img"], table)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(strength={self.strength})"
+
+
+@TRANSFORMS.register_module()
+class PackHandInputs:
+    """The last transform: what mmengine's data loader and the model take.
+
+    Returns ``inputs``, a (3, S, S) uint8 tensor in BGR order, and ``data_samples``, a HandDataSample with
+    `gt` where the image is annotated.
+    """
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        metainfo = {name: results[name] for name in _METAINFO if name in results}
+        sample = HandDataSample(metainfo=metainfo)
+        if "keypoints" in results:
+            sample.gt = BaseDataElement(
+                **{k: torch.from_numpy(np.float32(results[k])) for k in _ANNOTATED}
+            )
+        image = np.ascontiguousarray(results["img"].transpose(2, 0, 1))  # (3, S, S)
+        return {"inputs": torch.from_numpy(image), "data_samples": sample}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
