@@ -15,10 +15,10 @@ STAMP := $(VENV)/installed-$(shell { pwd; cat requirements/lock.txt setup.py; } 
 
 SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
 
-.PHONY: setup demo demo-seg test lint format clean help
+.PHONY: setup demo demo-seg demo-hand test lint format clean help
 
 help: ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 setup: $(STAMP) ## create or update the environment (the others do it when needed)
 
@@ -27,6 +27,9 @@ demo: $(STAMP) ## train and evaluate a small detector on generated pictures
 
 demo-seg: $(STAMP) ## train and evaluate a small segmentor on generated pictures
 	$(PY) tools/demo.py seg
+
+demo-hand: $(STAMP) ## train and evaluate a small hand model on generated pictures
+	$(PY) tools/demo.py hand
 
 test: $(STAMP) ## run the tests
 	$(PY) -m pytest

@@ -99,11 +99,13 @@ def fuse_checkpoint(
     config, with the new checkpoint loaded strictly.
 
     Args:
-        config: config of a model whose ``backbone`` is a FastViT: detector, segmentor and the like.
+        config: config of a model whose ``backbone`` is a FastViT: detector, segmentor, hand model and
+            the like.
         checkpoint: path or URL of what ``tools/train.py`` wrote with that config.
         out: where the fused checkpoint goes, ``X.pth``; its config goes to ``X.py``.
         shape: height and width in pixels of the random image compared on, padded as the model pads
-            its images. None means 800x1333 for mmdet's models, 512x512 for others.
+            its images. None means the model's own `image_size`, such as 224x224 of hands, 800x1333 for
+            mmdet's models, 512x512 for others.
         force: replace `out` and its config where they exist.
 
     Returns:
@@ -133,7 +135,7 @@ def fuse_checkpoint(
     built = _build(Config.fromstring(text, ".py"))
     built.load_state_dict(state_dict)
     if shape is None:
-        shape = SHAPES.get(cfg.get("default_scope"), OTHER_SHAPE)
+        shape = getattr(model, "image_size", SHAPES.get(cfg.get("default_scope"), OTHER_SHAPE))
     result = _compare(model, built, shape, folds)
     off = [e for e in result.errors if not e.passes]
     if off:

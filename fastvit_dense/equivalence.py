@@ -76,7 +76,9 @@ def model_outputs(model: Any, inputs: Tensor) -> tuple[Outputs, Outputs, int]:
             if getattr(model, "rpn_head", None) is not None and hasattr(model, "roi_head"):
                 heads = _two_stages(model, inputs)
             else:
-                heads = {"output": model(inputs, mode="tensor")}
+                output = model(inputs, mode="tensor")
+                # A named tuple, as hand models return, is compared field by field.
+                heads = output._asdict() if hasattr(output, "_asdict") else {"output": output}
             if getattr(model, "auxiliary_head", None) is not None:
                 side = model.auxiliary_head
                 side = list(side) if isinstance(side, nn.ModuleList) else [side]

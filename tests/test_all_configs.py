@@ -12,6 +12,7 @@ REFERENCES = {
     "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512", "fpn_fastvit-sa12_4xb4-80k_ade20k-512x512",
     "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512_tiled", "fpn_fastvit-sa12_4xb2-80k_cityscapes-512x1024",
     "upernet_fastvit-sa24_8xb2-160k_ade20k-512x512", "fpn_fastvit-t8_demo-regions",
+    "mano_fastvit-ma36_8xb32-200e_freihand-224x224", "mano_fastvit-t8_demo-hands",
 }  # fmt: skip
 
 

@@ -417,6 +417,27 @@ def test_backbones_other_than_fastvit(tmp_path: Path) -> None:
         fuse(Case(config=tmp_path / "own.py", checkpoint=tmp_path / "own.pth"), tmp_path / "x.pth")
 
 
+def test_hand_model(tmp_path: Path) -> None:
+    """Compared at its own size, output by output; nothing of MANO is written."""
+    base = ROOT / "configs/hand/mano_fastvit-t8_demo-hands.py"
+    save_checkpoint(load_config(str(base)), tmp_path / "hand.pth")
+    case = Case(config=base, checkpoint=tmp_path / "hand.pth")
+    report = fuse(case, tmp_path / "fused.pth", shape=None)
+    assert report.shape == (1, 3, 224, 224) and report.norms == []
+    outputs = ["backbone, level 0 (384x7x7)", "vertices", "keypoints", "keypoints_2d", "camera"]
+    outputs += ["rotations", "betas"]
+    assert [e.what for e in report.errors] == 2 * outputs
+    assert all(e.passes for e in report.errors) and report.errors[1].absolute < 1e-5  # metres
+    new = Case(config=tmp_path / "fused.py", checkpoint=tmp_path / "fused.pth")
+    state = torch.load(new.checkpoint)["state_dict"]
+    build(new).load_state_dict(state)  # strict
+    assert {k for k in state if "backbone" not in k} == {
+        f"head.{layer}.{kind}"
+        for layer in ("pose", "shape", "camera")
+        for kind in ("weight", "bias")
+    }
+
+
 def test_models_that_are_not_the_same() -> None:
     model = nn.Module()
     model.backbone = FastViT("t8", (0, 1)).eval()

@@ -7,6 +7,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,25 +15,57 @@ from fastvit_dense.report import contact_sheet, plot_training, read_scalars
 
 
 class Demo(NamedTuple):
-    """What is trained on what, and which logged figures to end with (name, key, factor)."""
+    """What is trained on what, and what to end with.
+
+    Attributes:
+        config: the config.
+        kind: of sample data.
+        data: folder of the sample data.
+        options: of tools/sample_data.py.
+        out: work folder.
+        figures: logged ones: (name, key, factor).
+        compare: makes a figure to compare them with, from the folder of the data.
+        panels: what a picture shows.
+    """
 
     config: str
     kind: str
     data: str
-    size: str
+    options: tuple[str, ...]
     out: str
     figures: tuple[tuple[str, str, float], ...]
+    compare: Callable[[str], str] | None = None
+    panels: str = "ground truth left, prediction right"
+
+
+def mean_hand_figure(data: str) -> str:
+    """What the best constant prediction gives: what a model that sees nothing would reach."""
+    from fastvit_dense.hand.annotations import read_annotations
+    from fastvit_dense.hand.metric import mean_hand, template_error
+
+    training, held_out = (
+        read_annotations(data, split).vertices for split in ("training", "evaluation")
+    )
+    assert training is not None and held_out is not None  # sample data have labels
+    return f"mean hand: PV, mm {template_error(mean_hand(training), held_out):.2f}"
 
 
 DEMOS = {
     "det": Demo(
-        "configs/det/mask-rcnn_fastvit-t8_fpn_demo-shapes.py", "coco", "data/shapes", "384",
-        "work_dirs/demo",
+        "configs/det/mask-rcnn_fastvit-t8_fpn_demo-shapes.py", "coco", "data/shapes",
+        ("--size", "384"), "work_dirs/demo",
         (("box AP50", "coco/bbox_mAP_50", 1.0), ("mask AP50", "coco/segm_mAP_50", 1.0)),
     ),
     "seg": Demo(
-        "configs/seg/fpn_fastvit-t8_demo-regions.py", "ade20k", "data/regions", "256",
+        "configs/seg/fpn_fastvit-t8_demo-regions.py", "ade20k", "data/regions", ("--size", "256"),
         "work_dirs/demo-seg", (("mIoU", "mIoU", 0.01), ("pixel accuracy", "aAcc", 0.01)),
+    ),
+    "hand": Demo(
+        "configs/hand/mano_fastvit-t8_demo-hands.py", "freihand", "data/hands",
+        ("--train", "1200", "--poses", "closing", "--views", "30"),
+        "work_dirs/demo-hand",
+        (("aligned PJ, mm", "freihand/PJ", 1.0), ("PV, mm", "freihand/PV", 1.0)),
+        mean_hand_figure, "ground truth, prediction, both from the side",
     ),
 }  # fmt: skip
 
@@ -51,7 +84,7 @@ def main() -> None:
     demo = DEMOS[args.task]
     out, start = Path(args.out or demo.out), time.perf_counter()
 
-    run("tools/sample_data.py", demo.kind, demo.data, "--size", demo.size, "--force")
+    run("tools/sample_data.py", demo.kind, demo.data, *demo.options, "--force")
     run("tools/train.py", demo.config, "--work-dir", str(out),
         *(["--resume"] if args.resume else []))  # fmt: skip
     checkpoint = (out / "last_checkpoint").read_text().strip()
@@ -64,10 +97,11 @@ def main() -> None:
     plot_training(scalars, out / "training.png")
 
     figures = [f"{name} {scalars[key][-1][1] * scale:.2f}" for name, key, scale in demo.figures]
+    figures += [demo.compare(demo.data)] if demo.compare else []
     minutes = (time.perf_counter() - start) / 60
     print(
         f"\nHeld-out images: {', '.join(figures)}; {minutes:.1f} minutes.\n"
-        f"Look at {out}/predictions.jpg (ground truth left, prediction right), {out}/training.png, "
+        f"Look at {out}/predictions.jpg ({demo.panels}), {out}/training.png, "
         f"and all {len(pictures)} pictures in {out}/pictures."
     )
 

@@ -21,7 +21,8 @@ def main() -> None:
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="pixels of the image compared on (default: 800 1333 for detectors, else 512 512)",
+        help="pixels of the image compared on (default: 800 1333 for detectors, 224 224 for hands, "
+        "else 512 512)",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT.pth and OUT.py")
     args = parser.parse_args()

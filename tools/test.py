@@ -51,6 +51,7 @@ def main() -> None:
             raise SystemExit(f"--tta: {args.config} defines no tta_model and tta_pipeline")
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.test_evaluator = cfg.get("tta_evaluator", cfg.test_evaluator)
 
     runner = Runner.from_cfg(cfg)
     if args.out:
