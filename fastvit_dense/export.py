@@ -18,6 +18,8 @@ import fastvit_dense
 
 from .backbone import ARCHS, FastViT
 from .checkpoint import load_pretrained
+from .deploy import OTHER_SHAPE
+from .depthwise import split_patch_embeddings
 from .export_formats import (
     DEFAULT_OPSET,
     FORMATS,
@@ -104,7 +106,7 @@ def export_model(
     *,
     format: str,
     part: str = "model",
-    shape: tuple[int, int] = (512, 512),
+    shape: tuple[int, int] | None = None,
     dynamic: bool | None = None,
     opset: int | None = None,
     half: bool = False,
@@ -119,13 +121,15 @@ def export_model(
     of them with a batch of 2. `out` appears only once it has passed.
 
     Args:
-        model: in eval mode; left as it is. A FastViT, a detector or segmentor that holds one, or a module
-            whose ``forward(x)`` returns tensors. See :func:`fastvit_dense.export_graphs.make_graph`.
+        model: in eval mode; left as it is. A FastViT, a detector, segmentor or hand model that holds one,
+            or a module whose ``forward(x)`` returns tensors. See
+            :func:`fastvit_dense.export_graphs.make_graph`.
         out: path of the file: ``.onnx``, ``.xml`` (OpenVINO; ``.bin`` is written beside it) or
             ``.mlpackage`` (Core ML).
         format: onnx, openvino or coreml.
         part: ``model`` or ``backbone``.
-        shape: (H, W) in pixels of a static file, and the first to compare at.
+        shape: (H, W) in pixels of a static file, and the first to compare at. None means the model's own
+            `image_size`, such as 224x224 of hands, and 512x512 for others.
         dynamic: leave batch, height and width open. None means yes, except for Core ML. Core ML's
             batch is always 1.
         opset: of ONNX (and on the way to OpenVINO), 14 to 20; 17 by default.
@@ -149,6 +153,9 @@ def export_model(
             something else than the model, by more than 1e-4 (1e-2 for `half`).
     """
     chosen = _format(format, out)
+    if shape is None:
+        shape = getattr(model, "image_size", OTHER_SHAPE)
+    assert shape is not None
     dynamic = chosen.dynamic if dynamic is None else dynamic
     alone = part == "backbone" or isinstance(model, FastViT)
     _check(format, alone=alone, shape=shape, dynamic=dynamic, opset=opset)
@@ -160,7 +167,10 @@ def export_model(
     normalisation = normalisation_of(model) if normalise else None
     source = backbone_of(model) if part == "backbone" else model
     kind: dict[str, Any] = dict(part=part, normalisation=normalisation, full_size=full_size)
-    fused = make_traceable(reparameterize(source))  # first: it refuses training mode
+    fused = reparameterize(source)  # first: it refuses training mode
+    if format != "coreml":  # faster in the other two (docs/latency.md); Core ML does not run here
+        fused = split_patch_embeddings(fused)
+    fused = make_traceable(fused)
     reference, graph = make_graph(source, **kind), make_graph(fused, **kind)
     if half and format == "onnx":
         graph.to_half()
@@ -275,6 +285,8 @@ def _metadata(graph: Graph, arch: str, part: str) -> dict[str, str]:
         "input": input_text(graph),
         "not_in_the_graph": graph.absent,
     }
+    if graph.licence:
+        texts["licence"] = graph.licence
     if norm is not None:
         texts |= {"mean": as_json(norm.mean), "std": as_json(norm.std)}
         texts["bgr_to_rgb"] = as_json(norm.bgr_to_rgb)

@@ -95,8 +95,12 @@ def write_onnx(graph: Graph, path: Path, plan: Plan) -> None:
     axes: dict[str, dict[int, str]] = {}
     if plan.dynamic:
         axes[graph.input_name] = {0: "batch", 2: "height", 3: "width"}
-        for name in graph.output_names:
-            axes[name] = {0: "batch", 2: f"{name}_height", 3: f"{name}_width"}
+        for name, output in graph.example_outputs(plan.shape).items():
+            is_map = output.dim() == 4
+            axes[name] = {
+                0: "batch",
+                **({2: f"{name}_height", 3: f"{name}_width"} if is_map else {}),
+            }
     with _quiet(), torch.no_grad():
         # NOTE: the exporter that replaces this one (dynamo=True) needs onnxscript, and refuses models
         # whose Python computes sizes with int(), as mmseg's do.
@@ -226,12 +230,10 @@ def inspect_coreml(path: Path, graph: Graph, plan: Plan) -> str:
     function = spec.mlProgram.functions["main"]
     block = function.block_specializations[function.opset]
     types = {o.name: o.type.tensorType for op in block.operations for o in op.outputs}
-    with torch.no_grad():
-        maps = graph(graph.example(1, plan.shape))
-    wanted = dict(zip(graph.output_names, (tuple(m.shape) for m in maps), strict=True))
+    wanted = {name: tuple(m.shape) for name, m in graph.example_outputs(plan.shape).items()}
     found = {name: _dimensions(types[name]) for name in block.outputs}
     matching = found.keys() == wanted.keys() and all(
-        len(found[name]) == 4
+        len(found[name]) == len(wanted[name])
         and all(f in (None, w) for f, w in zip(found[name], wanted[name], strict=True))
         for name in wanted
     )

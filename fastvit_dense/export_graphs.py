@@ -1,8 +1,10 @@
-"""What an exported file computes: one graph from the image to feature maps, logits or a head's raw maps.
+"""What an exported file computes: one graph from the image to feature maps, logits, a head's raw maps or
+the mesh of a hand.
 
 Everything here is a plain ``forward(x)`` of tensors, without data samples, lists and post-processing:
 what ONNX, OpenVINO and Core ML can all express. Models are told apart by their parts (``decode_head``,
-``rpn_head``, ``bbox_head``), so that neither mmdet nor mmseg is needed for the other's models.
+``rpn_head``, ``bbox_head``, ``head.mano``), so that neither mmdet nor mmseg is needed for the
+other's models.
 
 Shape legend: B batch, H and W height and width of the image, s stride of a map.
 """
@@ -27,6 +29,10 @@ _AFTER_RPN = (
     "final NMS: they read the maps p and rpn"
 )
 _AFTER_HEAD = "anchors, sigmoid, decoding of boxes, top-k and NMS"
+_AFTER_MESH = (
+    "the crop, and the mesh's place before a camera with known intrinsics; pixels are (s (xy + t) + 1) "
+    "half images, with the camera's s and t"
+)
 
 
 class Normalisation(NamedTuple):
@@ -66,6 +72,7 @@ class Graph(nn.Module):
         output_names: a name for each of them.
         absent: what of the model is not in the graph, in words.
         normalisation: made part of the graph; None leaves it to the caller.
+        licence: whose terms hold for the file beside the project's and those of the weights, in words.
 
     Attributes:
         input_name: ``image`` for an image of grey levels 0 to 255, BGR; ``input`` for a normalised one.
@@ -78,11 +85,13 @@ class Graph(nn.Module):
         output_names: Sequence[str],
         absent: str,
         normalisation: Normalisation | None,
+        licence: str = "",
     ) -> None:
         super().__init__()
         self.body = body
         self.output_names = tuple(output_names)
         self.absent = absent
+        self.licence = licence
         self.normalisation = normalisation
         self.input_name = "input" if normalisation is None else "image"
         self._half = False
@@ -116,6 +125,11 @@ class Graph(nn.Module):
             return torch.randn(size, generator=generator)
         return torch.randint(0, 256, size, generator=generator).float()
 
+    def example_outputs(self, shape: tuple[int, int]) -> dict[str, Tensor]:
+        """What the graph makes of one :meth:`example`, by name."""
+        with torch.no_grad():
+            return dict(zip(self.output_names, self(self.example(1, shape)), strict=True))
+
 
 def make_graph(
     model: nn.Module,
@@ -127,8 +141,8 @@ def make_graph(
     """The graph of a model in eval mode, fused or not.
 
     Args:
-        model: a FastViT, a detector, a segmentor, or a module whose ``forward(x)`` takes the image alone
-            and returns a tensor, a sequence or a dict of tensors.
+        model: a FastViT, a detector, a segmentor, a hand model, or a module whose ``forward(x)`` takes
+            the image alone and returns a tensor, a sequence or a dict of tensors.
         part: ``model``, or ``backbone`` for the FastViT inside alone.
         normalisation: made part of the graph; None leaves it to the caller.
         full_size: resize a segmentor's logits to the image, as it does itself; otherwise they are left
@@ -143,6 +157,7 @@ def make_graph(
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}; got {part!r}")
     body: nn.Module
+    licence = ""
     if part == "backbone" or isinstance(model, FastViT):
         body = backbone_of(model)
         names = [f"c{level}" for level in _levels(body.strides)]
@@ -161,10 +176,15 @@ def make_graph(
         kinds = _output_count(body, model) // len(levels)
         names = [f"{kind}_{i}" for kind in ("cls", "reg", "extra")[:kinds] for i in levels]
         absent = _AFTER_HEAD
+    elif hasattr(getattr(model, "head", None), "mano"):
+        body = _HandMesh(model)
+        names, absent, licence = list(body.outputs), _AFTER_MESH, body.licence
     else:
         body = _Plain(model)
         names, absent = body.names(_probe(model)), "what is behind the model's forward(x)"
-    return Graph(body, output_names=names, absent=absent, normalisation=normalisation).eval()
+    return Graph(
+        body, output_names=names, absent=absent, normalisation=normalisation, licence=licence
+    ).eval()
 
 
 def backbone_of(model: nn.Module) -> FastViT:
@@ -218,6 +238,31 @@ class _SingleStage(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(m for maps in self.model.bbox_head(self.model.extract_feat(x)) for m in maps)
+
+
+class _HandMesh(nn.Module):
+    """Mesh, keypoints and camera of a hand model. MANO's arrays become constants of the graph."""
+
+    outputs = ("vertices", "keypoints", "camera")
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+        source = model.head.mano_source  # type: ignore[union-attr]
+        self.licence = (
+            "the synthetic hand is part of it, nothing of MANO"
+            if source == "synthetic"
+            else "MANO's arrays are part of it: MANO's licence holds for this file, do not pass it on"
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        hands = self.model.head(self.model.backbone(x))
+        return tuple(getattr(hands, name) for name in self.outputs)
+
+    def half(self) -> "_HandMesh":
+        """The backbone alone: the head and MANO compute in float32, as they do under autocast."""
+        self.model.backbone.half()
+        return self
 
 
 class _Plain(nn.Module):

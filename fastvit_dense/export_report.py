@@ -135,17 +135,16 @@ def input_text(graph: Graph) -> str:
 
 def describe_interface(graph: Graph, plan: Plan, format: str) -> tuple[str, ...]:
     """Names and shapes of the input and of the outputs, a line each."""
-    with torch.no_grad():
-        maps = graph(graph.example(1, plan.shape))
+    outputs = graph.example_outputs(plan.shape)
     sides = "x".join(map(str, plan.shape))
     batch = "B" if plan.dynamic and format != "coreml" else "1"
     open_sides = "H x W" if plan.dynamic else sides
-    shapes = [
-        f"{name} {tuple(m.shape[1:])}" for name, m in zip(graph.output_names, maps, strict=True)
-    ]
+    shapes = [f"{name} {tuple(m.shape[1:])}" for name, m in outputs.items()]
+    kind = " (C, H, W)" if all(m.dim() == 4 for m in outputs.values()) else ""
     return (
         f"input {graph.input_name}: {batch} x 3 x {open_sides}, {input_text(graph)}",
-        f"outputs (C, H, W) for an image of {sides}: {', '.join(shapes)}",
+        f"outputs{kind} for an image of {sides}: {', '.join(shapes)}",
+        *([f"licence: {graph.licence}"] if graph.licence else []),
     )
 
 

@@ -17,6 +17,7 @@ from fastvit_dense.export_graphs import make_graph, normalisation_of
 from fastvit_dense.export_traceable import make_traceable
 
 SEG = ROOT / "configs/seg/fpn_fastvit-t8_demo-regions.py"
+HAND = ROOT / "configs/hand/mano_fastvit-t8_demo-hands.py"
 DET = ROOT / "configs/det/mask-rcnn_fastvit-t8_fpn_demo-shapes.py"
 RETINA = ROOT / "configs/det/retinanet_fastvit-sa12_fpn_1x_coco.py"
 # What converters' packages say on import.
@@ -87,6 +88,18 @@ def test_backbone_to_onnx(arch: str, tmp_path: Path) -> None:
     assert axes == ["batch", 3, "height", "width"]
     names = [i.name for i in file.graph.initializer]
     assert not any("bn" in n or "gamma" in n or "layer_scale" in n for n in names)  # fused
+    # The 7x7 convolutions of three patch embeddings as two depthwise ones each: every grouped
+    # convolution has as many groups as channels, and one output for each.
+    groups = {
+        node.input[1]: attribute.i
+        for node in file.graph.node
+        if node.op_type == "Conv"
+        for attribute in node.attribute
+        if attribute.name == "group" and attribute.i > 1
+    }
+    weights = {i.name: tuple(i.dims) for i in file.graph.initializer}
+    assert all(weights[name][:2] == (group, 1) for name, group in groups.items())
+    assert sum(weights[name][2:] == (7, 7) for name in groups) >= 2 * 3
 
 
 def test_segmentor_to_onnx(tmp_path: Path) -> None:
@@ -223,6 +236,80 @@ def test_half_onnx(tmp_path: Path) -> None:
     assert 1e-5 < report.worst < 1e-2
     file = onnx_of(out)[0]
     assert {i.data_type for i in file.graph.initializer if len(i.dims) == 4} == {10}  # float16
+
+
+@pytest.fixture(scope="module")
+def hand() -> nn.Module:
+    """A hand model whose head is far from its start, so that the mesh depends on the image."""
+    model: Any = load_model(str(HAND))[0]
+    for layer in (model.head.pose, model.head.shape, model.head.camera):
+        nn.init.normal_(layer.weight, std=0.1)
+    return model
+
+
+def test_hand_to_onnx(hand: Any, tmp_path: Path) -> None:
+    ort = need("onnx", "onnxruntime")
+    out = tmp_path / "hand.onnx"
+    report = export_model(hand, str(out), format="onnx")
+    assert report.comparisons[0].shape == (1, 3, 224, 224) and len(report.comparisons) == 3
+    assert list(report.comparisons[0].errors) == ["vertices", "keypoints", "camera"]
+    assert 0 < report.worst < 1e-5
+    assert (
+        "outputs for an image of 224x224: vertices (778, 3), keypoints (21, 3), camera (3,)"
+        in str(report)
+    )
+    file, texts = onnx_of(out)
+    assert "nothing of MANO" in texts["licence"] and texts["licence"] in str(report)
+    dims = {o.name: o.type.tensor_type.shape.dim for o in file.graph.output}
+    assert [d.dim_param or d.dim_value for d in dims["vertices"]] == ["batch", 778, 3]
+
+    # The image as read from a file, against all that the model does with it.
+    image = torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8)
+    with torch.no_grad():
+        pred = hand.test_step(dict(inputs=[image], data_samples=None))[0].pred
+    session = ort.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    inputs = {"image": image[None].numpy().astype(np.float32)}
+    vertices, keypoints, camera = (found[0] for found in session.run(None, inputs))
+    assert np.abs(vertices - pred.vertices.numpy()).max() < 1e-6  # metres
+    pixels = (camera[0] * (keypoints[:, :2] + camera[1:]) + 1) * 112
+    assert np.abs(pixels - pred.keypoints_2d.numpy()).max() < 1e-2
+
+
+def test_hand_in_half_precision_keeps_its_geometry(hand: Any, tmp_path: Path) -> None:
+    need("onnx", "onnxruntime")
+    options: dict[str, Any] = dict(format="onnx", shape=(64, 64), dynamic=False)
+    report = export_model(hand, str(tmp_path / "half.onnx"), half=True, **options)
+    assert 1e-6 < report.worst < 1e-2
+    graph = onnx_of(tmp_path / "half.onnx")[0].graph
+    constants = [n.attribute[0].t for n in graph.node if n.op_type == "Constant"]
+    kinds = {tuple(t.dims): t.data_type for t in [*graph.initializer, *constants]}
+    # The stem in float16; the head and MANO in float32.
+    assert (kinds[48, 3, 3, 3], kinds[96, 384], kinds[145, 3 * 778]) == (10, 1, 1)
+    assert next(hand.backbone.parameters()).dtype == torch.float32  # the given model stays
+
+
+def test_the_licence_of_mano_is_named(hand: Any) -> None:
+    graph = make_graph(hand)
+    assert "nothing of MANO" in graph.licence
+    hand.head.mano_source = "data/mano/MANO_RIGHT.pkl"
+    assert "MANO's licence holds for this file" in make_graph(hand).licence
+    assert make_graph(hand, part="backbone").licence == ""
+    hand.head.mano_source = "synthetic"
+
+
+def test_hand_to_openvino(hand: Any, tmp_path: Path) -> None:
+    need("onnx", "openvino")
+    report = export_model(hand, str(tmp_path / "hand.xml"), format="openvino", shape=(96, 96))
+    assert len(report.comparisons) == 3 and 0 < report.worst < 1e-5
+
+
+def test_hand_to_coreml(hand: Any, tmp_path: Path) -> None:
+    ct = need("coremltools")
+    out = tmp_path / "hand.mlpackage"
+    report = export_model(hand, str(out), format="coreml", shape=(64, 64))
+    spec = ct.utils.load_spec(str(out))
+    assert [o.name for o in spec.description.output] == ["vertices", "keypoints", "camera"]
+    assert "vertices (778, 3)" in str(report) and "float32" in report.inspected
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

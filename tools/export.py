@@ -23,8 +23,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="F.onnx, F.xml or F.mlpackage")
     parser.add_argument("--part", choices=["model", "backbone"], default="model")
     parser.add_argument(
-        "--shape", type=int, nargs=2, default=(512, 512), metavar=("H", "W"),
-        help="of the image in pixels (default: 512 512)",
+        "--shape", type=int, nargs=2, metavar=("H", "W"),
+        help="of the image in pixels (default: 224 224 for hands, else 512 512)",
     )  # fmt: skip
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
@@ -58,7 +58,7 @@ def main() -> None:
         args.out,
         format=args.format,
         part=args.part,
-        shape=tuple(args.shape),
+        shape=args.shape and tuple(args.shape),
         dynamic=args.dynamic,
         opset=args.opset,
         half=args.half,
