@@ -7,9 +7,9 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
-import cv2
 import mmseg.datasets  # noqa: F401  (registers what test pipelines and class names are made of)
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from mmseg.apis import inference_model, init_model
 from mmseg.models import BaseSegmentor
 from tqdm import tqdm
 
+from .devices import check_device, describe_device
 from .frames import Frames, FrameWriter, open_input
+from .preview import Preview
 from .seg_pictures import draw_segmentation
 from .strict_loading import load_whole, read_checkpoint
-
-_WINDOW = "segmentation, q ends"
 
 
 def load_segmentor(config: str, checkpoint: str, *, device: str) -> BaseSegmentor:
@@ -41,7 +41,7 @@ def load_segmentor(config: str, checkpoint: str, *, device: str) -> BaseSegmento
         FileNotFoundError: there is no such config or checkpoint.
         ValueError: the device is not there; the checkpoint cannot be read, or does not fit the config.
     """
-    _check_device(device)
+    check_device(device)
     if not os.path.isfile(config):
         raise FileNotFoundError(
             f"config {config!r} does not exist; configs/seg holds the project's"
@@ -88,32 +88,26 @@ def segment(
         raise ValueError(
             f"opacity is {opacity}, expected 0 (the image alone) to 1 (the classes alone)"
         )
-    if show:
-        _check_window()
     meta, seconds = model.dataset_meta, list[float]()
     on_gpu = next(model.parameters()).is_cuda
-    try:
-        for name, image in tqdm(frames, total=frames.total, unit="frame"):
-            start = time.perf_counter()
-            result = inference_model(model, image)
-            if on_gpu:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-            labels = result.pred_sem_seg.data[0].cpu().numpy().astype(np.int64)  # (H, W)
-            picture = draw_segmentation(
-                image, labels, classes=meta["classes"], palette=meta["palette"], alpha=opacity
-            )
-            writer.write(name, picture)
-            if show:
-                cv2.imshow(_WINDOW, picture)
-                if cv2.waitKey(1) & 0xFF == ord("q"):
+    with Preview("segmentation") if show else nullcontext() as preview:
+        try:
+            for name, image in tqdm(frames, total=frames.total, unit="frame"):
+                start = time.perf_counter()
+                result = inference_model(model, image)
+                if on_gpu:
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+                labels = result.pred_sem_seg.data[0].cpu().numpy().astype(np.int64)  # (H, W)
+                picture = draw_segmentation(
+                    image, labels, classes=meta["classes"], palette=meta["palette"], alpha=opacity
+                )
+                writer.write(name, picture)
+                if preview is not None and preview.show(picture):
                     break
-    except KeyboardInterrupt:
-        if frames.kind != "webcam":
-            raise
-    finally:
-        if show:
-            cv2.destroyAllWindows()
+        except KeyboardInterrupt:
+            if frames.kind != "webcam":
+                raise
     return seconds
 
 
@@ -156,7 +150,7 @@ def run_demo(
         return "0 frames: stopped before the first was done"
     each = statistics.median(seconds)
     lines = [
-        f"{len(seconds)} frames on {_describe(device)}",
+        f"{len(seconds)} frames on {describe_device(device)}",
         f"inference: {1 / each:.1f} frames/s (median {each * 1000:.1f} ms a frame, preparation included)",
         f"end to end, with reading, drawing and writing: {len(seconds) / elapsed:.1f} frames/s",
         f"results: {writer.paths[0] if len(writer.paths) == 1 else writer.folder}",
@@ -183,33 +177,3 @@ def _classes_and_palette(content: Mapping[str, Any], count: int, *, name: str) -
     if palette is None or len(palette) < count:
         palette = np.random.RandomState(42).randint(0, 256, (count, 3)).tolist()
     return dict(classes=tuple(classes), palette=[tuple(map(int, colour)) for colour in palette])
-
-
-def _check_device(device: str) -> None:
-    try:
-        kind = torch.device(device)
-    except RuntimeError as e:
-        raise ValueError(f"device {device!r} is unknown: expected cpu or cuda:0") from e
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device!r} is not there: torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} GPUs; use cpu, or look at nvidia-smi"
-        )
-
-
-def _check_window() -> None:
-    if sys.platform == "linux" and not (os.getenv("DISPLAY") or os.getenv("WAYLAND_DISPLAY")):
-        raise ValueError("no window can be shown: there is no display (DISPLAY is not set)")
-    try:
-        cv2.namedWindow(_WINDOW)
-    except cv2.error as e:
-        raise ValueError(
-            "no window can be shown: this OpenCV was built without (opencv-python-headless). Replace it "
-            "with opencv-python, or look at the files that are written"
-        ) from e
-
-
-def _describe(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)"

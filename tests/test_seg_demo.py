@@ -17,6 +17,7 @@ from mmseg.registry import MODELS
 
 from fastvit_dense import seg_demo
 from fastvit_dense.frames import FrameWriter, open_input
+from fastvit_dense.preview import Preview
 from fastvit_dense.seg_demo import load_segmentor, run_demo, segment
 
 ROOT = Path(__file__).parents[1]
@@ -194,10 +195,11 @@ def test_ctrl_c_keeps_a_webcam_but_no_video(
 def test_window_and_q(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[np.ndarray] = []
     monkeypatch.setattr(seg_demo, "inference_model", fake_inference())
-    monkeypatch.setattr(seg_demo, "_check_window", lambda: None)
-    monkeypatch.setattr(seg_demo.cv2, "imshow", lambda _, image: shown.append(image))
-    monkeypatch.setattr(seg_demo.cv2, "waitKey", lambda _: ord("q") if len(shown) == 2 else -1)
-    monkeypatch.setattr(seg_demo.cv2, "destroyAllWindows", lambda: None)
+    monkeypatch.setattr(Preview, "__enter__", lambda self: self)
+    monkeypatch.setattr(Preview, "__exit__", lambda *_: None)
+    monkeypatch.setattr(
+        Preview, "show", lambda _, picture: shown.append(picture) or len(shown) == 2
+    )
     with open_input(write_video(tmp_path / "walk.avi", 5)) as frames:
         with FrameWriter(tmp_path, frames) as writer:
             assert len(segment(fake_model(), frames, writer, show=True)) == 2
@@ -208,13 +210,13 @@ def test_no_window_to_show(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_window(_: str) -> None:
         raise cv2.error("not implemented")
 
-    monkeypatch.setattr(seg_demo.sys, "platform", "linux")
+    monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
     with pytest.raises(ValueError, match="there is no display"):
         segment(fake_model(), SimpleNamespace(), SimpleNamespace(), show=True)
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(seg_demo.cv2, "namedWindow", no_window)
+    monkeypatch.setattr(cv2, "namedWindow", no_window)
     with pytest.raises(ValueError, match="opencv-python-headless"):
         segment(fake_model(), SimpleNamespace(), SimpleNamespace(), show=True)
 

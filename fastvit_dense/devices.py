@@ -1,0 +1,36 @@
+"""Devices by the names that users give."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Args:
+        device: cpu or cuda:0.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    try:
+        kind = torch.device(device)
+    except RuntimeError as e:
+        raise ValueError(f"device {device!r} is unknown: expected cpu or cuda:0") from e
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} is not there: torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} GPUs; use cpu, or look at nvidia-smi"
+        )
+
+
+def describe_device(device: str) -> str:
+    """The device with the GPU's name or the number of threads.
+
+    Args:
+        device: cpu or cuda:0.
+    """
+    if torch.device(device).type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"

@@ -1,0 +1,316 @@
+"""From an image of a hand to its mesh, with a trained model: as few steps as it takes.
+
+The frames are OpenCV's: pixels with whole numbers as centres; a camera with x to the right, y down and z
+forward, in metres.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor
+
+from ..depthwise import split_patch_embeddings
+from ..devices import check_device
+from ..reparam import reparameterize
+from ..runtime import load_config
+from ..stored_config import read_stored_config
+from ..strict_loading import load_whole, read_checkpoint
+from .camera import lift_translation, project_weak_perspective, to_pixels
+from .crop import invert_map, map_points, warp_crop
+from .framing import CROP_SIZE, frame_hand
+from .head import HandPrediction
+from .model import HandMeshModel
+
+_MIRROR = np.array([-1.0, 1.0, 1.0])
+
+
+class HandResult(NamedTuple):
+    """A hand as it was predicted, all in the frame of the original image.
+
+    Root-relative points have the axes of a camera that looks at the middle of the crop; the root is
+    keypoint 9, the base of the middle finger. Of a left hand, points are its own, and MANO's parameters
+    are those of the right hand that is its mirror image.
+
+    Attributes:
+        vertices: (778, 3) metres, root-relative.
+        keypoints: (21, 3) metres, root-relative, in FreiHAND's order.
+        vertices_2d: (778, 2) pixels of the image.
+        keypoints_2d: (21, 2) pixels of the image.
+        faces: (1538, 3) vertices of each triangle, counterclockwise seen from outside.
+        vertices_camera: (778, 3) metres, in the frame of the camera; None without intrinsics.
+        keypoints_camera: (21, 3), likewise.
+        camera: (3,) weak perspective in the crop: scale in 1/m, translation x and y in m.
+        rotations: (16, 3, 3), in MANO's order, the first of the whole hand.
+        betas: (10,), MANO's shape.
+        crop_matrix: (2, 3), from pixels of the image to those of the crop; it mirrors for a left hand.
+        left: the hand is a left one.
+    """
+
+    vertices: np.ndarray
+    keypoints: np.ndarray
+    vertices_2d: np.ndarray
+    keypoints_2d: np.ndarray
+    faces: np.ndarray
+    vertices_camera: np.ndarray | None
+    keypoints_camera: np.ndarray | None
+    camera: np.ndarray
+    rotations: np.ndarray
+    betas: np.ndarray
+    crop_matrix: np.ndarray
+    left: bool
+
+
+class HandPredictor:
+    """Predicts the mesh of the hand in an image.
+
+    Args:
+        checkpoint: what ``tools/train.py`` or ``tools/reparameterize.py`` wrote; or a model in evaluation
+            mode, which is moved to the device.
+        config: file of the model's config; None is what the checkpoint holds.
+        mano: path of the MANO file, or ``synthetic``, in place of what the config names.
+        device: cpu or cuda:0; None is the GPU if there is one.
+        fuse: reparameterize the backbone: the same function, faster.
+
+    Attributes:
+        model: the model that is run.
+        size: S, side of the crops in pixels.
+        features: from a crop (1, 3, S, S) to the maps that the head reads: the backbone, which another
+            runtime can take the place of.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, config or MANO file.
+        ValueError: the checkpoint cannot be read, does not fit, or is not of a hand model; the device is
+            not there.
+    """
+
+    features: Callable[[Tensor], Sequence[Tensor]]
+
+    def __init__(
+        self,
+        checkpoint: str | Path | HandMeshModel,
+        config: str | None = None,
+        *,
+        mano: str | None = None,
+        device: str | None = None,
+        fuse: bool = True,
+    ) -> None:
+        device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        check_device(device)
+        if isinstance(checkpoint, HandMeshModel):
+            model: Any = checkpoint
+        else:
+            model = load_hand_model(str(checkpoint), config, mano=mano)
+        if fuse:
+            model = split_patch_embeddings(reparameterize(model))
+        self.model = model.to(device=device, memory_format=torch.channels_last)
+        self.features = self.model.backbone
+        self.size = self.model.image_size[0]
+        self.device = torch.device(device)
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        bbox: Sequence[float] | None = None,
+        *,
+        left: bool = False,
+        K: np.ndarray | None = None,
+    ) -> HandResult:
+        """Predict the hand in an image.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            bbox: x, y, width, height in pixels, tight around the hand. None is the whole image, or
+                FreiHAND's evaluation crop of an image of 224x224. See
+                :func:`fastvit_dense.hand.framing.frame_hand`.
+            left: it is a left hand.
+            K: (3, 3), the intrinsics of the image in pixels, to place the hand before the camera.
+
+        Raises:
+            ValueError: the image is of another kind, the box is empty or outside of it, or K is no matrix
+                of intrinsics.
+        """
+        matrix = frame_hand(check_image(image), bbox, left=left, out_size=self.size)
+        if K is not None:
+            K = check_intrinsics(K)
+        with torch.inference_mode():
+            prediction = self.model.head(self.features(self.crop(image, matrix)))
+            return self.place(prediction, matrix, left=left, K=K)
+
+    def crop(self, image: np.ndarray, matrix: np.ndarray) -> Tensor:
+        """What the network sees.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            matrix: (2, 3), of :func:`fastvit_dense.hand.framing.frame_hand`.
+
+        Returns:
+            (1, 3, S, S) float32, normalised as in training, in the memory format channels_last.
+        """
+        pixels = torch.from_numpy(warp_crop(image, matrix, self.size)).permute(2, 0, 1)
+        batch: Any = self.model.data_preprocessor(dict(inputs=[pixels]))
+        return batch["inputs"].contiguous(memory_format=torch.channels_last)
+
+    def place(
+        self, prediction: HandPrediction, matrix: np.ndarray, *, left: bool, K: np.ndarray | None
+    ) -> HandResult:
+        """Bring a predicted hand into the frame of its image.
+
+        Args:
+            prediction: a batch of one.
+            matrix: (2, 3), the crop it was predicted in.
+            left: the crop is mirrored.
+            K: (3, 3), the intrinsics of the image.
+        """
+        flat = project_weak_perspective(prediction.vertices, prediction.camera)
+        flat = torch.cat(
+            [to_pixels(flat, self.size), to_pixels(prediction.keypoints_2d, self.size)], 1
+        )
+        numbers = [flat, prediction.vertices, prediction.keypoints, prediction.camera]
+        numbers += [prediction.rotations, prediction.betas]
+        flat_, vertices, keypoints, camera, rotations, betas = (x[0].cpu().numpy() for x in numbers)
+        flat_ = map_points(invert_map(matrix), flat_)
+        faces = self.model.head.faces
+        if left:
+            vertices, keypoints, faces = vertices * _MIRROR, keypoints * _MIRROR, faces[:, ::-1]
+        result = HandResult(
+            vertices, keypoints, flat_[: len(vertices)], flat_[len(vertices) :], faces, None, None,
+            camera, rotations, betas, matrix, left,
+        )  # fmt: skip
+        return result if K is None else place_before_camera(result, K, size=self.size)
+
+
+def place_before_camera(hand: HandResult, K: np.ndarray, *, size: int = CROP_SIZE) -> HandResult:
+    """Find where before the camera a hand is, by its size and its 2D keypoints.
+
+    The network knows nothing of where in the image its crop is from. It sees the hand as a camera does
+    that looks straight at it: so the hand is first turned by the angle between this line of sight and the
+    optical axis. (In FreiHAND's crops that angle is zero.)
+
+    Args:
+        hand: a prediction.
+        K: (3, 3), the intrinsics of its image.
+        size: side of the crop.
+
+    Returns:
+        The hand with `vertices_camera` and `keypoints_camera`.
+    """
+    middle = map_points(invert_map(hand.crop_matrix), np.full(2, size / 2))
+    turn = _rotation_to(np.linalg.solve(K, [*middle, 1.0]))
+    vertices, keypoints = hand.vertices @ turn.T, hand.keypoints @ turn.T
+    points, pixels, intrinsics = (
+        torch.from_numpy(np.asarray(x, np.float64))[None] for x in (keypoints, hand.keypoints_2d, K)
+    )
+    translation = lift_translation(points, pixels, intrinsics)[0].numpy()
+    return hand._replace(
+        vertices_camera=vertices + translation, keypoints_camera=keypoints + translation
+    )
+
+
+def _rotation_to(direction: np.ndarray) -> np.ndarray:
+    """(3, 3): the least rotation that takes the optical axis (0, 0, 1) to a direction before the camera."""
+    x, y, z = direction / np.linalg.norm(direction)
+    cross = np.array([[0, 0, x], [0, 0, y], [-x, -y, 0]])  # of the rotation's axis (-y, x, 0)
+    return np.eye(3) + cross + cross @ cross / (1 + z)
+
+
+def load_hand_model(
+    checkpoint: str, config: str | None = None, *, mano: str | None = None
+) -> HandMeshModel:
+    """Build a trained hand model and load its weights, all of them or none.
+
+    Args:
+        checkpoint: path or URL.
+        config: file of its config; None is what the checkpoint holds.
+        mano: in place of the config's ``model.head.mano``.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, config or MANO file.
+        ValueError: the checkpoint cannot be read, or does not fit; the config is not of a hand model.
+    """
+    content = read_checkpoint(checkpoint)
+    cfg = load_config(config) if config else read_stored_config(content, checkpoint=checkpoint)
+    name = config or f"the config in {checkpoint}"
+    model_cfg: Any = cfg.get("model") or {}
+    if model_cfg.get("type") != "HandMeshModel":
+        raise ValueError(
+            f"{name} describes a {model_cfg.get('type')}, expected a HandMeshModel, as configs/hand do"
+        )
+    if mano is not None:
+        _say_if_other_hand(model_cfg.head.get("mano"), mano, checkpoint)
+        model_cfg.head.mano = mano
+    model = build_hand_model(cfg)
+    load_whole(model, content["state_dict"], checkpoint=checkpoint, config=name)
+    return model
+
+
+def build_hand_model(cfg: Config) -> HandMeshModel:
+    """The model of a config, in evaluation mode, without pretrained weights.
+
+    Raises:
+        FileNotFoundError: the MANO file that the config names is not there; the message has the cures.
+    """
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    cfg.model.backbone.init_cfg = None
+    return MODELS.build(cfg.model).eval()
+
+
+def check_image(image: np.ndarray) -> tuple[int, int]:
+    """Height and width of an image; a ValueError for what is no (H, W, 3) uint8."""
+    if (
+        not isinstance(image, np.ndarray)
+        or image.ndim != 3
+        or image.shape[2] != 3
+        or not image.size
+    ):
+        got = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"expected an image (height, width, 3) of uint8, BGR; got {got}")
+    if image.dtype != np.uint8:
+        raise ValueError(f"expected an image of uint8, 0 to 255, BGR; got {image.dtype}")
+    return image.shape[0], image.shape[1]
+
+
+def check_intrinsics(K: np.ndarray) -> np.ndarray:
+    """Refuse what cannot be a camera's intrinsics.
+
+    Args:
+        K: (3, 3), numbers.
+
+    Returns:
+        The same as float64.
+
+    Raises:
+        ValueError: another shape, numbers that are not finite, focal lengths that are not positive, or a
+            last row other than 0 0 1.
+    """
+    K = np.asarray(K, np.float64)
+    if (
+        K.shape != (3, 3)
+        or not np.isfinite(K).all()
+        or min(K[0, 0], K[1, 1]) <= 0
+        or not np.allclose(K[2], (0, 0, 1))
+    ):
+        raise ValueError(
+            "K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], in pixels, fx and fy above 0; got "
+            f"{K.tolist()}"
+        )
+    return K
+
+
+def _say_if_other_hand(trained: str | None, given: str, checkpoint: str) -> None:
+    """The synthetic hand and MANO have other parameters: a mix is a mesh, but a wrong one."""
+    if (trained == "synthetic") != (given == "synthetic"):
+        print(
+            f"{checkpoint} was trained with mano={trained}; with mano={given} its meshes will be wrong",
+            file=sys.stderr,
+        )
