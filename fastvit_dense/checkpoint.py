@@ -65,6 +65,37 @@ class LoadReport(NamedTuple):
     new: tuple[str, ...]
 
 
+class Recognised(NamedTuple):
+    """A FastViT in a checkpoint.
+
+    Attributes:
+        family: as of LoadReport.
+        arch: a key of ``ARCHS``; None where it is none of them.
+        prefix: what its keys begin with, such as ``backbone.``; empty for a bare one.
+    """
+
+    family: str
+    arch: str | None
+    prefix: str
+
+
+def recognise(content: Any, *, checkpoint: str) -> Recognised:
+    """Say which FastViT a checkpoint holds, by its keys and shapes.
+
+    Args:
+        content: what the file holds.
+        checkpoint: its name, for messages.
+
+    Raises:
+        ValueError: it holds no FastViT.
+    """
+    state_dict = _state_dict_of(content, checkpoint)
+    prefix = _find_prefix(state_dict, None, checkpoint)
+    inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    family, converted = to_backbone_keys(inside)
+    return Recognised(family, _arch_of(converted), prefix)
+
+
 def is_pretrained_cfg(cfg: Any) -> bool:
     """Whether an ``init_cfg`` is one ``dict(type='Pretrained', checkpoint=...)``."""
     return isinstance(cfg, Mapping) and cfg.get("type") in ("Pretrained", PretrainedInit)
@@ -228,9 +259,19 @@ def load_from_timm(filename: str, map_location: str | None = None) -> StateDict:
 
 
 def refused_global(error: pickle.UnpicklingError) -> str:
-    """What ``torch.load`` refused, from the middle of its long message."""
+    """What ``torch.load`` refused to run, from the middle of its long message; empty if nothing."""
     found = re.search(r"(?:GLOBAL|function|class) [\w.<>' ]+", str(error))
-    return found.group() if found else str(error).splitlines()[0]
+    return found.group() if found and "nsupported operand" not in str(error) else ""
+
+
+def reading_error(error: Exception) -> str:
+    """Why a file could not be read, in a line, without ``torch.load``'s advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, pickle.UnpicklingError) and lines[0].startswith(
+        "Weights only load failed"
+    ):
+        return "its pickled part makes no sense"
+    return f"{type(error).__name__}: {lines[0]}" if lines else "it ends early"
 
 
 def _read(checkpoint: str, map_location: str) -> Any:
@@ -241,19 +282,21 @@ def _read(checkpoint: str, map_location: str) -> Any:
             f"checkpoint {checkpoint!r} does not exist. Expected a path, a URL or timm://MODEL.TAG, "
             "such as timm://fastvit_sa12.apple_in1k"
         ) from e
-    except pickle.UnpicklingError as e:
-        raise ValueError(
-            f"{checkpoint} is not a checkpoint of plain tensors: {refused_global(e)}. "
-            "Pickled code is never run here; save the bare state dict again where the file came from."
-        ) from e
-    except (EOFError, RuntimeError) as e:
-        raise ValueError(
-            f"{checkpoint} cannot be read, it may be truncated: {str(e).splitlines()[0]}"
-        ) from e
     except ConnectionError:
         raise
     except OSError as e:
         raise ConnectionError(f"{checkpoint} could not be fetched ({e}). {_WAYS_OUT}") from e
+    except Exception as e:
+        if isinstance(e, pickle.UnpicklingError) and (refused := refused_global(e)):
+            raise ValueError(
+                f"{checkpoint} is not a checkpoint of plain tensors: {refused}. "
+                "Pickled code is never run here; save the bare state dict again where the file came from."
+            ) from e
+        if isinstance(e, ValueError) and checkpoint.startswith("timm://"):
+            raise  # timm has no such model
+        raise ValueError(
+            f"{checkpoint} cannot be read, it may be truncated: {reading_error(e)}"
+        ) from e
 
 
 def _state_dict_of(content: Any, checkpoint: str) -> StateDict:
@@ -274,6 +317,12 @@ def _without_prefix(
     state_dict: StateDict, prefix: str | None, checkpoint: str
 ) -> tuple[StateDict, list[str]]:
     """Split into the backbone's tensors, prefix removed, and the names of all others."""
+    prefix = _find_prefix(state_dict, prefix, checkpoint)
+    inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    return inside, [k for k in state_dict if not k.startswith(prefix)]
+
+
+def _find_prefix(state_dict: StateDict, prefix: str | None, checkpoint: str) -> str:
     found = [m["prefix"] for k in state_dict if (m := _STEM.match(k))]
     if not found:
         raise ValueError(
@@ -289,8 +338,7 @@ def _without_prefix(
             f"{checkpoint} holds no FastViT under the prefix {prefix!r}; it has one under "
             + " and ".join(repr(p) for p in found)
         )
-    inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    return inside, [k for k in state_dict if not k.startswith(prefix)]
+    return prefix
 
 
 def _apple_renamer(keys: Iterable[str]) -> Callable[[str], str]:
@@ -367,8 +415,6 @@ def _may_be_new(key: str) -> bool:
 
 
 def _likely_cause(model: nn.Module, given: StateDict, fused: bool) -> str:
-    from .backbone import ARCHS  # here, since backbone.py needs this module to be whole
-
     if fused and not model.deploy:
         return (
             "the checkpoint is fused and cannot be trained or loaded into the train-time structure; "
@@ -378,6 +424,33 @@ def _likely_cause(model: nn.Module, given: StateDict, fused: bool) -> str:
         return (
             "the checkpoint is unfused and the model was built with deploy=True; use deploy=False."
         )
+    arch = _arch_of(given)
+    if arch is None:
+        depths, width, *_ = _structure(given)
+        return (
+            f"the checkpoint has depths {depths} and a first width of {width}, "
+            "which is none of this project's variants."
+        )
+    if arch == model.arch:
+        return (
+            "the arch is the same, so the file is damaged or was changed by hand, or "
+            "in_channels differs."
+        )
+    return f"the checkpoint is a FastViT-{arch.upper()}; set arch={arch!r} or its file."
+
+
+def _arch_of(given: StateDict) -> str | None:
+    from .backbone import ARCHS  # here, since backbone.py needs this module to be whole
+
+    seen = _structure(given)
+    for arch, spec in ARCHS.items():
+        if seen == (spec.depths, spec.widths[0], spec.attention, spec.ffn_ratio):
+            return arch
+    return None
+
+
+def _structure(given: StateDict) -> tuple[tuple[int, ...], int, bool, int]:
+    """Depths, first width, whether the last stage has attention, and the ratio of the FFNs."""
     depths = tuple(
         len({k.split(".")[3] for k in given if k.startswith(f"stages.{i}.blocks.")})
         for i in range(4)
@@ -385,19 +458,7 @@ def _likely_cause(model: nn.Module, given: StateDict, fused: bool) -> str:
     width = next((v.shape[0] for k, v in given.items() if k.startswith("stem.0.")), 0)
     attention = any(k.startswith("stages.3.blocks.0.token_mixer.qkv") for k in given)
     hidden = next((v.shape[0] for k, v in given.items() if k.endswith("0.mlp.fc1.weight")), 0)
-    seen = (depths, width, attention, hidden // max(width, 1))
-    for arch, spec in ARCHS.items():
-        if seen == (spec.depths, spec.widths[0], spec.attention, spec.ffn_ratio):
-            if arch == model.arch:
-                return (
-                    "the arch is the same, so the file is damaged or was changed by hand, or "
-                    "in_channels differs."
-                )
-            return f"the checkpoint is a FastViT-{arch.upper()}; set arch={arch!r} or its file."
-    return (
-        f"the checkpoint has depths {depths} and a first width of {width}, "
-        "which is none of this project's variants."
-    )
+    return depths, width, attention, hidden // max(width, 1)
 
 
 def _summary(keys: tuple[str, ...]) -> str:

@@ -18,6 +18,16 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 
+from .coco_masks import FURTHEST, can_be_drawn, has_mask, is_segmentation
+
+# What entries are found by.
+_NAMES: dict[str, dict[str, Any]] = {
+    "images": {"id": (int, str), "file_name": str},
+    "categories": {"id": (int, str), "name": str},
+    "annotations": {"id": (int, str), "image_id": (int, str), "category_id": (int, str)},
+}
+_LARGEST = 2**31  # pixels a side
+
 
 def some(items: Iterable[Any], limit: int = 5) -> str:
     items = list(items)
@@ -91,6 +101,8 @@ def read_annotations(path: str, *, name: str | None = None, need_annotations: bo
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no JSON text (byte {error.start}: {error.reason})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists
+        raise ValueError(f"{file} is no annotation file: {error}") from error
 
     expected = "expected a dict with the lists 'images', 'annotations' and 'categories'"
     if not isinstance(data, dict):
@@ -111,6 +123,15 @@ def read_annotations(path: str, *, name: str | None = None, need_annotations: bo
     _lacking(data["categories"], ("id", "name"), "categories", file)
     keys = ("id", "image_id", "category_id", "bbox", "area")
     _lacking(data["annotations"], keys, "annotations", file)
+    for what, names in _NAMES.items():
+        for name, kinds in names.items():
+            wrong = [i for i, e in enumerate(data[what]) if not isinstance(e[name], kinds)]
+            if wrong:
+                expected = "text" if kinds is str else "a number or text"
+                raise ValueError(
+                    f"{file}: {len(wrong)} of {len(data[what])} {what} have a {name!r} that is not "
+                    f"{expected}, the first is number {wrong[0]} ({data[what][wrong[0]][name]!r:.80})"
+                )
     return data
 
 
@@ -133,7 +154,7 @@ def check_references(data: dict, *, file: str) -> None:
     wrong = [
         i["id"]
         for i in data["images"]
-        if not all(isinstance(i[k], (int, float)) and i[k] >= 1 for k in ("height", "width"))
+        if not all(_is_number(i[k]) and 1 <= i[k] < _LARGEST for k in ("height", "width"))
     ]
     if wrong:
         raise ValueError(f"{file}: {len(wrong)} images without a positive size: ids {some(wrong)}")
@@ -199,15 +220,16 @@ def check_annotations(
     if evaluates:
         _lacking(used, ("iscrowd",), "annotations", file)
     try:
-        boxes = np.array([a["bbox"] for a in used], np.float64).reshape(len(used), 4)  # (n, 4)
-        areas = np.array([a["area"] for a in used], np.float64)  # (n,)
+        boxes = _numbers([a["bbox"] for a in used]).reshape(len(used), 4)  # (n, 4)
+        areas = _numbers([a["area"] for a in used]).reshape(len(used))  # (n,)
     except (ValueError, TypeError):
         wrong = [a["id"] for a in used if not _is_box(a["bbox"]) or not _is_number(a["area"])]
         raise ValueError(
             f"{file}: {len(wrong)} annotations whose bbox is not four numbers (x, y, width, "
             f"height) or whose area is not a number: ids {some(wrong)}"
         ) from None
-    unreal = ~(np.isfinite(boxes).all(axis=1) & np.isfinite(areas))
+    with np.errstate(over="ignore"):  # mmdet keeps them in float32
+        unreal = ~(np.isfinite(boxes.astype(np.float32)).all(axis=1) & np.isfinite(areas))
     if unreal.any():
         wrong = [used[i]["id"] for i in np.flatnonzero(unreal)]
         raise ValueError(
@@ -221,14 +243,23 @@ def check_annotations(
             f"LoadAnnotations(with_mask=True) needs: ids {some(without)}. Add them, or train a "
             "detector without masks (with_mask=False)"
         )
-    wrong = [a["id"] for a in used if masks and not _is_segmentation(a["segmentation"])]
+    wrong = [a["id"] for a in used if masks and not is_segmentation(a["segmentation"])]
     if wrong:
         raise ValueError(
             f"{file}: {len(wrong)} annotations whose segmentation is neither RLE, a dict of counts "
             f"and size, nor a list of polygons [[x1, y1, x2, y2, ...], ...]: ids {some(wrong)}"
         )
-
     sizes = {i["id"]: (i["width"], i["height"]) for i in data["images"]}
+    wrong = [
+        a["id"] for a in used if masks and not can_be_drawn(a["segmentation"], sizes[a["image_id"]])
+    ]
+    if wrong:
+        raise ValueError(
+            f"{file}: {len(wrong)} annotations whose segmentation would make pycocotools fail or crash: a "
+            f"polygon with other than numbers within {FURTHEST} pixels, or an RLE that is not one of the "
+            f"image's size: ids {some(wrong)}; correct or remove them"
+        )
+
     limits = np.array([sizes[a["image_id"]] for a in used], np.float64).reshape(-1, 2)  # (n, 2)
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     # What mmdet's CocoDataset.parse_data_info drops, in its order.
@@ -243,7 +274,7 @@ def check_annotations(
     bad_masks = 0
     if masks:
         segmentations = [used[i]["segmentation"] for i in np.flatnonzero(~dropped & ~crowds)]
-        bad_masks = sum(not _has_mask(s, polygons=polygons) for s in segmentations)
+        bad_masks = sum(not has_mask(s, polygons=polygons) for s in segmentations)
     notes = [
         (flagged.sum(), "flagged 'ignore': dropped"),
         ((flat & ~flagged).sum(), "with a side below 1 pixel, negative or no area: dropped"),
@@ -261,26 +292,20 @@ def check_annotations(
     )
 
 
+def _numbers(values: list[Any]) -> np.ndarray:
+    """As float64; ValueError where there is something else, also where numpy would convert it."""
+    array = np.array(values)
+    if array.dtype.kind not in "iuf" and array.size:
+        raise ValueError(f"{array.dtype} among numbers")
+    return array.astype(np.float64)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
-def _has_mask(segmentation: Any, *, polygons: bool) -> bool:
-    """Whether mmdet's LoadAnnotations accepts it; it makes an ignore region of any other."""
-    if isinstance(segmentation, list):
-        return any(len(p) >= 6 and len(p) % 2 == 0 for p in segmentation)
-    return not polygons and all(segmentation.get(k) for k in ("counts", "size"))
-
-
-def _is_segmentation(value: Any) -> bool:
-    """Whether it is a dict (RLE) or a list of polygons, of which each is a list."""
-    if isinstance(value, list):
-        return all(isinstance(p, list) for p in value)
-    return isinstance(value, dict)
 
 
 def log(message: str, *, warn: bool) -> None:

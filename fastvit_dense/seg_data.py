@@ -130,8 +130,11 @@ class CheckLabels(BaseTransform):
         try:
             with Image.open(io.BytesIO(fileio.get(path, self.backend_args))) as image:
                 mode = image.mode
+                image.verify()  # checksums of a PNG, which its decoders pass over
         except UnidentifiedImageError as error:
             raise ValueError(f"{path} is not an image that can be read: {error}") from error
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path} is damaged, get it again: {error}") from error
         if mode not in ("L", "P", "1"):
             what = "16 or 32 bits a pixel" if mode.startswith("I") else f"mode {mode}"
             raise ValueError(

@@ -5,6 +5,7 @@ log. Whatever loads a trained model here goes through :func:`read_checkpoint` an
 """
 
 import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from .backbone import refuse_other_structures
-from .checkpoint import refused_global
+from .checkpoint import reading_error, refused_global
 
 
 def allow_own_checkpoints() -> None:
@@ -51,24 +52,51 @@ def _history_buffer_method(owner: type, name: str) -> Callable[..., Any]:
 def clear_reading_errors(filename: str) -> Iterator[None]:
     """Let errors of reading a checkpoint name the file and the likely cause.
 
+    A file is first compared with the checksums in it, which ``torch.load`` does not do: weights of which
+    bits have changed would be loaded without a word. (Files of before torch 1.6 have none.)
+
     Args:
         filename: the checkpoint read inside.
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it holds code, or is truncated.
+        ValueError: it holds code, or is damaged.
     """
     try:
+        if zipfile.is_zipfile(filename):
+            with zipfile.ZipFile(filename) as archive:
+                if (part := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"its part {part} is not what was written")
         yield
     except FileNotFoundError as e:
         raise FileNotFoundError(f"checkpoint {filename!r} does not exist") from e
-    except pickle.UnpicklingError as e:
+    except Exception as e:  # what a damaged file gives depends on where: about any
+        if isinstance(e, ValueError) and not isinstance(e, UnicodeError):
+            raise  # of those who look at what was read
+        if isinstance(e, pickle.UnpicklingError) and (refused := refused_global(e)):
+            raise ValueError(
+                f"{filename} holds more than plain data and its code is not run: {refused}"
+            ) from e
         raise ValueError(
-            f"{filename} holds more than plain data and its code is not run: {refused_global(e)}"
+            f"{filename} cannot be read, it may be truncated or damaged: {reading_error(e)}"
         ) from e
-    except (EOFError, OSError, RuntimeError) as e:  # what a truncated file gives depends on where
-        reason = (str(e) or "it ends early").splitlines()[0]
-        raise ValueError(f"{filename} cannot be read, it may be truncated: {reason}") from e
+
+
+def read_content(path: str) -> Any:
+    """Read a checkpoint of plain data, whatever it consists of, on the CPU.
+
+    Args:
+        path: path or URL of the checkpoint.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it cannot be read, or holds code.
+    """
+    with clear_reading_errors(path):
+        try:
+            return CheckpointLoader.load_checkpoint(path, "cpu", logger="silent")
+        except ValueError as e:  # of damaged data: nobody has looked at it yet
+            raise RuntimeError(reading_error(e)) from e
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -83,13 +111,22 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it cannot be read, holds code, or holds no ``state_dict``.
+        ValueError: it cannot be read, holds code, or holds no ``state_dict`` of named tensors.
     """
-    with clear_reading_errors(path):
-        content = CheckpointLoader.load_checkpoint(path, "cpu", logger="silent")
+    content = read_content(path)
     if not isinstance(content, Mapping) or not content.get("state_dict"):
         raise ValueError(f"{path} holds no 'state_dict': expected a file that tools/train.py wrote")
-    return {**content, "state_dict": without_prefix(content["state_dict"])}
+    state_dict, meta = content["state_dict"], content.get("meta", {})
+    if not isinstance(state_dict, Mapping) or not isinstance(meta, Mapping):
+        raise ValueError(f"{path} is damaged: its 'state_dict' or 'meta' is no dict")
+    strange = [
+        k for k, v in state_dict.items() if not (isinstance(k, str) and isinstance(v, Tensor))
+    ]
+    if strange:
+        raise ValueError(
+            f"{path} is damaged: in its 'state_dict', {strange[0]!r} is no named tensor"
+        )
+    return {**content, "state_dict": without_prefix(state_dict)}
 
 
 def load_whole(

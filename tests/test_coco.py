@@ -157,6 +157,25 @@ def test_a_list_is_missing(build, key):
         build(content(**{key: {}}))
 
 
+@pytest.mark.parametrize(
+    "number, message",
+    [
+        ("9" * 5000, "ann.json is no annotation file: Exceeds the limit"),
+        ("[" * 10**5 + "]" * 10**5, "ann.json is no annotation file: maximum recursion"),
+    ],
+)
+def test_numbers_and_lists_beyond_reason(build, number, message):
+    with pytest.raises(ValueError, match=message):
+        build(json.dumps(content()).replace("200.0", number))
+
+
+@pytest.mark.parametrize("name", [None, 7, ["7.jpg"]])
+def test_names_that_are_none(build, name):
+    images = [dict(id=7, file_name=name, width=80, height=60)]
+    with pytest.raises(ValueError, match="1 of 1 images have a 'file_name' that is not text"):
+        build(content(images=images))
+
+
 def test_other_files_of_coco_are_recognised(build):
     caption = dict(id=1, image_id=7, caption="A dog.")
     with pytest.raises(ValueError, match="captions file; detection needs instances"):
@@ -286,6 +305,19 @@ def test_summary_of_a_clean_file(build, messages):
         (dict(segmentation=...), "1 of 2 annotations have no segmentation.*ids 2.*with_mask"),
         (dict(segmentation=[]), "1 of 2 annotations have no segmentation"),
         (dict(segmentation=POLYGON[0]), "1 annotations whose segmentation is neither"),
+        (dict(bbox=[10, 5, 1e308, 10]), "1 annotations with NaN or infinity"),
+        (dict(bbox=["10", "5", "10", "10"]), "1 annotations whose bbox is not four numbers"),
+        (dict(area=10**400), "whose area is not a number"),
+        # With each of these pycocotools crashes, fails without a reason, or writes where it must not.
+        (dict(segmentation=[[1e9, 5, 30, 5, 30, -1e9]]), "make pycocotools fail or crash.*ids 2"),
+        (dict(segmentation=[[1, 5, 30, float("nan"), 30, 9]]), "fail or crash"),
+        (dict(segmentation=[[1, 5, 30, "5", 30, 9]]), "fail or crash"),
+        (dict(segmentation=dict(counts=[4800], size=[80, 60])), "fail or crash"),
+        (dict(segmentation=dict(counts=[4801], size=[60, 80])), "fail or crash"),
+        (dict(segmentation=dict(counts=[4801, -1], size=[60, 80])), "fail or crash"),
+        (dict(segmentation=dict(counts="P", size=[60, 80])), "fail or crash"),
+        (dict(segmentation=dict(counts="a b", size=[60, 80])), "fail or crash"),
+        (dict(image_id=[7]), "1 of 2 annotations have a 'image_id' that is not a number or text"),
     ],
 )
 def test_unusable_annotations(build, changes, message):

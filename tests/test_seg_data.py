@@ -111,6 +111,17 @@ def test_wrong_labels(ade: Path, change, message: str) -> None:
     assert "ADE_train_00000001.png" in str(error.value)
 
 
+def test_checksums_of_labels(ade: Path) -> None:
+    """Decoders pass over them: labels of which bits have changed would be trained on."""
+    label = files(ade)[1]
+    content = bytearray(label.read_bytes())
+    content[-14] ^= 1  # in the checksum before the end, a chunk of 12 bytes
+    label.write_bytes(content)
+    Image.open(label).load()
+    with pytest.raises(ValueError, match="ADE_train_00000001.png is damaged, get it again"):
+        dataset(ade)[0]
+
+
 def test_turned_photograph_names_the_cure(ade: Path) -> None:
     image, label = files(ade)
     labels = np.array(Image.open(label))
