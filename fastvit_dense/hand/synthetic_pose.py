@@ -106,6 +106,7 @@ def _draw_angles(rng: np.random.Generator, count: int, poses: str) -> np.ndarray
         # Moments of a hand that opens and closes steadily: it is slowest where it turns back.
         closing = (1 - np.cos(np.pi * rng.random((count, 1)))) / 2
         grasp = _OPEN + closing * (_FIST - _OPEN)  # (n, 8)
+        grasp[:, 7] *= 0.4  # fingers that differ little
     else:
         grasp = _GRASPS[rng.choice(len(_GRASPS), count, p=_GRASPS[:, 0])]
     vary = grasp[:, 7:]
