@@ -423,8 +423,8 @@ def test_hand_model(tmp_path: Path) -> None:
     save_checkpoint(load_config(str(base)), tmp_path / "hand.pth")
     case = Case(config=base, checkpoint=tmp_path / "hand.pth")
     report = fuse(case, tmp_path / "fused.pth", shape=None)
-    assert report.shape == (1, 3, 224, 224) and report.norms == []
-    outputs = ["backbone, level 0 (384x7x7)", "vertices", "keypoints", "keypoints_2d", "camera"]
+    assert report.shape == (1, 3, 96, 96) and report.norms == []
+    outputs = ["backbone, level 0 (384x3x3)", "vertices", "keypoints", "keypoints_2d", "camera"]
     outputs += ["rotations", "betas"]
     assert [e.what for e in report.errors] == 2 * outputs
     assert all(e.passes for e in report.errors) and report.errors[1].absolute < 1e-5  # metres

@@ -59,7 +59,7 @@ class HandPicturesHook(Hook):
             return
         pictures = self._pictures(runner, data_batch, (outputs or [])[: self.val_pictures])
         for name, picture in pictures.items():
-            runner.visualizer.add_image(f"val/{name}", picture[..., ::-1], runner.iter)
+            runner.visualizer.add_image(f"val_{name}", picture[..., ::-1], runner.iter)
 
     def after_test_iter(
         self,
@@ -77,7 +77,7 @@ class HandPicturesHook(Hook):
                     np.ascontiguousarray(picture[..., ::-1]), name, wait_time=self.wait_time
                 )
             elif self.test_out_dir is None:
-                runner.visualizer.add_image(f"test/{name}", picture[..., ::-1], runner.iter)
+                runner.visualizer.add_image(f"test_{name}", picture[..., ::-1], runner.iter)
             else:
                 self.test_out_dir.mkdir(parents=True, exist_ok=True)
                 path = self.test_out_dir / f"{name}.jpg"
