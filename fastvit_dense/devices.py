@@ -1,6 +1,9 @@
-"""Devices by the names that users give."""
+"""Devices by the names that users give, and the cores there are."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import torch
 
@@ -34,3 +37,15 @@ def describe_device(device: str) -> str:
     if torch.device(device).type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, by its affinity and the quota of its container."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = quota.read_text().split()[:2]
+        if limit != "max":
+            cores = min(cores, max(int(limit) // int(period), 1))
+    return cores

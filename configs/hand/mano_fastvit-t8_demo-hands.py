@@ -27,10 +27,12 @@ test_pipeline = [
     dict(type="HandCrop", out_size=crop_size),
     dict(type="PackHandInputs"),
 ]
+# No workers: on two cores, passing a batch between processes takes longer than making it (10 ms).
+in_process = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
-    batch_size=16, num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline)
+    batch_size=16, dataset=dict(data_root=data_root, pipeline=train_pipeline), **in_process
 )
-val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline), **in_process)
 test_dataloader = val_dataloader
 tta_pipeline = [
     dict(type="LoadHandImage"),

@@ -14,9 +14,9 @@ import numpy as np
 from mmengine.config import Config
 from tqdm import tqdm
 
+from ..devices import usable_cores
 from .datasets import build, check_metainfo, dataset_cfgs
 from .findings import ERROR, OK, WARNING, Finding, guarded, in_one_line
-from .machine import usable_cores
 from .reading import Unread, read_all
 from .training import check_iterations
 

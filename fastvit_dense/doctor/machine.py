@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..devices import usable_cores
 from .findings import ERROR, OK, WARNING, Finding, in_one_line
 
 _GIB = 2**30
@@ -94,18 +95,6 @@ def check_processor() -> Iterator[Finding]:
             "is not PASSIVE: idle OpenMP threads spin, up to 30 times slower where cores are few or shared",
             "export OMP_WAIT_POLICY=PASSIVE (make does)",
         )
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and the quota of its container."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        limit, period = quota.read_text().split()[:2]
-        if limit != "max":
-            cores = min(cores, max(int(limit) // int(period), 1))
-    return cores
 
 
 def check_shared_memory() -> Iterator[Finding]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..devices import usable_cores
 from ..sample_data import check_ranges, new_folder, write_jpeg
 from .annotations import VERSIONS
 from .synthetic_scene import Annotation, Scene, sample_annotation
 
 _FILES = ("K", "mano", "scale", "verts", "xyz")
 POSES = ("all", "closing")
+_WORTH_PROCESSES = 100  # hands, from which on starting processes takes less time than it saves
 _MOST = 10**6  # hands, and the numbers that FreiHAND's file names have room for
 
 
@@ -76,24 +82,63 @@ def _write_training(folder: Path, count: int, seed: int, variety: dict[str, Any]
     rgb, mask = folder / "training" / "rgb", folder / "training" / "mask"
     rgb.mkdir(parents=True)
     mask.mkdir()
-    with _JsonLists(folder, "training") as lists:
-        for i in tqdm(range(count), desc="training", unit="hand", disable=None):
-            annotation, scene, rng = _draw(seed, 0, i, variety)
-            for number, version in enumerate(VERSIONS):
-                picture = scene.photograph(rng, version)
-                write_jpeg(rgb / f"{number * count + i:08d}.jpg", picture)
-            write_jpeg(mask / f"{i:08d}.jpg", scene.mask.astype(np.uint8) * 255)
-            lists.append(annotation)
+
+    def draw(i: int) -> Annotation:
+        annotation, scene, rng = _draw(seed, 0, i, variety)
+        for number, version in enumerate(VERSIONS):
+            picture = scene.photograph(rng, version)
+            write_jpeg(rgb / f"{number * count + i:08d}.jpg", picture)
+        write_jpeg(mask / f"{i:08d}.jpg", scene.mask.astype(np.uint8) * 255)
+        return annotation
+
+    _write_split(folder, "training", count, draw)
 
 
 def _write_evaluation(folder: Path, count: int, seed: int, variety: dict[str, Any]) -> None:
     rgb = folder / "evaluation" / "rgb"
     rgb.mkdir(parents=True)
-    with _JsonLists(folder, "evaluation") as lists:
-        for i in tqdm(range(count), desc="evaluation", unit="hand", disable=None):
-            annotation, scene, rng = _draw(seed, 1, i, variety)
-            write_jpeg(rgb / f"{i:08d}.jpg", scene.photograph(rng, VERSIONS[1 + i % 3]))
+
+    def draw(i: int) -> Annotation:
+        annotation, scene, rng = _draw(seed, 1, i, variety)
+        write_jpeg(rgb / f"{i:08d}.jpg", scene.photograph(rng, VERSIONS[1 + i % 3]))
+        return annotation
+
+    _write_split(folder, "evaluation", count, draw)
+
+
+class _Drawings(Dataset[Annotation]):
+    """Item i: the annotation of hand i, once its pictures are written."""
+
+    def __init__(self, count: int, draw: Callable[[int], Annotation]) -> None:
+        self._count, self._draw = count, draw
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> Annotation:
+        return self._draw(i)
+
+
+def _write_split(folder: Path, split: str, count: int, draw: Callable[[int], Annotation]) -> None:
+    """Draw the hands, on all cores where there are many, and write their annotations in order."""
+    # Forked, since `draw` cannot be pickled; elsewhere than on Linux one core has to do.
+    many = count >= _WORTH_PROCESSES and sys.platform == "linux"
+    drawings = DataLoader(
+        _Drawings(count, draw),
+        batch_size=None,
+        collate_fn=lambda annotation: annotation,
+        num_workers=usable_cores() if many else 0,
+        multiprocessing_context="fork" if many else None,
+        worker_init_fn=_one_thread,
+    )
+    with _JsonLists(folder, split) as lists:
+        for annotation in tqdm(drawings, desc=split, unit="hand", disable=None):
             lists.append(annotation)
+
+
+def _one_thread(_: int) -> None:
+    # A core for each process; besides, OpenCV's threads do not survive a fork.
+    cv2.setNumThreads(0)
 
 
 def _draw(
