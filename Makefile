@@ -32,7 +32,7 @@ demo-hand: $(STAMP) ## train and evaluate a small hand model on generated pictur
 	$(PY) tools/demo.py hand
 
 test: $(STAMP) ## run the tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP) ## check style, format and types
 	$(PY) -m ruff check .
@@ -76,7 +76,7 @@ $(STAMP):
 	fi; \
 	echo "== installing requirements/lock.txt into $(VENV): about 3 GB to download, 6 GB on disk, 3 to 10 minutes"; \
 	: 'it would leave its files inside cv2, which opencv-python-headless owns here'; \
-	$(PY) -m pip uninstall -q -y opencv-python 2>/dev/null; \
+	$(PY) -m pip uninstall -q -y opencv-python openvino-telemetry 2>/dev/null; \
 	$(PY) -m pip install -q --no-deps --only-binary :all: -r requirements/lock.txt; \
 	$(PY) -m pip install -q --no-deps --no-build-isolation -e .; \
 	rm -f $(VENV)/installed-*; touch $@; \

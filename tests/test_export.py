@@ -251,11 +251,12 @@ def test_hand_to_onnx(hand: Any, tmp_path: Path) -> None:
     ort = need("onnx", "onnxruntime")
     out = tmp_path / "hand.onnx"
     report = export_model(hand, str(out), format="onnx")
-    assert report.comparisons[0].shape == (1, 3, 224, 224) and len(report.comparisons) == 3
+    side = hand.image_size[0]
+    assert report.comparisons[0].shape == (1, 3, side, side) and len(report.comparisons) == 3
     assert list(report.comparisons[0].errors) == ["vertices", "keypoints", "camera"]
     assert 0 < report.worst < 1e-5
     assert (
-        "outputs for an image of 224x224: vertices (778, 3), keypoints (21, 3), camera (3,)"
+        f"outputs for an image of {side}x{side}: vertices (778, 3), keypoints (21, 3), camera (3,)"
         in str(report)
     )
     file, texts = onnx_of(out)
@@ -264,14 +265,14 @@ def test_hand_to_onnx(hand: Any, tmp_path: Path) -> None:
     assert [d.dim_param or d.dim_value for d in dims["vertices"]] == ["batch", 778, 3]
 
     # The image as read from a file, against all that the model does with it.
-    image = torch.randint(0, 256, (3, 224, 224), dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8)
     with torch.no_grad():
         pred = hand.test_step(dict(inputs=[image], data_samples=None))[0].pred
     session = ort.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     inputs = {"image": image[None].numpy().astype(np.float32)}
     vertices, keypoints, camera = (found[0] for found in session.run(None, inputs))
     assert np.abs(vertices - pred.vertices.numpy()).max() < 1e-6  # metres
-    pixels = (camera[0] * (keypoints[:, :2] + camera[1:]) + 1) * 112
+    pixels = (camera[0] * (keypoints[:, :2] + camera[1:]) + 1) * side / 2
     assert np.abs(pixels - pred.keypoints_2d.numpy()).max() < 1e-2
 
 

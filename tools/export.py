@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--part", choices=["model", "backbone"], default="model")
     parser.add_argument(
         "--shape", type=int, nargs=2, metavar=("H", "W"),
-        help="of the image in pixels (default: 224 224 for hands, else 512 512)",
+        help="of the image in pixels (default: what a hand model was trained at, else 512 512)",
     )  # fmt: skip
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
