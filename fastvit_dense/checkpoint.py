@@ -1,46 +1,32 @@
 """Weights from Apple, timm and this project into the backbone, loud about what did not load.
 
-A checkpoint is recognised by its keys, never by its file name, and its keys are rewritten to those of
-:class:`fastvit_dense.FastViT`:
-
-=================  ==================================  =====================================
-family             a key of it                         here
-=================  ==================================  =====================================
-fastvit_dense      ``stages.1.blocks.0.mlp.fc1.weight``    the same
-timm               ``stages.1.blocks.0.mlp.fc1.weight``    the same; classifier left out
-timm features      ``stages_1.blocks.0.mlp.fc1.weight``    ``stages_1`` -> ``stages.1``
-apple              ``network.2.0.convffn.fc1.weight``      renamed; classifier left out
-=================  ==================================  =====================================
+A checkpoint is recognised by its keys, never by its file name: see checkpoint_keys.py.
 """
 
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import timm
-import torch
 from mmengine.logging import print_log
 from mmengine.model.weight_init import PretrainedInit
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-StateDict = dict[str, Tensor]
+from .checkpoint_keys import (
+    CLASSIFIER,
+    StateDict,
+    arch_of,
+    finish_folds,
+    structure,
+    to_backbone_keys,
+)
 
 # The stem's first convolution, in whatever family and structure; what precedes it is the prefix.
 _STEM = re.compile(
     r"^(?P<prefix>.*?)(?P<stem>stem\.0|stem_0|patch_embed\.0)\."
     r"(?P<conv>conv_kxk\.0\.conv|rbr_conv\.0\.conv|reparam_conv)\.weight$"
-)
-_CLASSIFIER = ("final_conv.", "conv_exp.", "head.", "head_dist.", "dist_head.")
-_APPLE_NAMES = (
-    ("patch_embed.", "stem."),
-    ("rbr_conv.", "conv_kxk."),
-    ("rbr_scale.", "conv_scale."),
-    ("rbr_skip.", "identity."),
-    ("lkb_origin.", "large_conv."),
-    ("lkb_reparam.", "reparam_conv."),
-    ("convffn.", "mlp."),
 )
 _WAYS_OUT = (
     "Ways out: (1) fetch the file on a machine with a network and give its path as "
@@ -93,7 +79,7 @@ def recognise(content: Any, *, checkpoint: str) -> Recognised:
     prefix = _find_prefix(state_dict, None, checkpoint)
     inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     family, converted = to_backbone_keys(inside)
-    return Recognised(family, _arch_of(converted), prefix)
+    return Recognised(family, arch_of(converted), prefix)
 
 
 def is_pretrained_cfg(cfg: Any) -> bool:
@@ -131,9 +117,9 @@ def load_pretrained(
     expected = model.state_dict()
     fused = "fused" in family
     if fused and model.deploy:
-        converted = _finish_folds(converted)
+        converted = finish_folds(converted)
 
-    left_out = [k for k in converted if k.startswith(_CLASSIFIER)]
+    left_out = [k for k in converted if k.startswith(CLASSIFIER)]
     left_out += [
         k
         for k in converted
@@ -178,28 +164,6 @@ def load_pretrained(
         logger="current",
     )
     return report
-
-
-def to_backbone_keys(state_dict: StateDict) -> tuple[str, StateDict]:
-    """Rename the keys of one classifier or backbone, prefix already removed.
-
-    Args:
-        state_dict: tensors by the names of any family in the table above.
-
-    Returns:
-        The family's name, and the same tensors by this project's names (the classifier's included).
-    """
-    keys = list(state_dict)
-    if any(k.startswith("patch_embed.") for k in keys):
-        family, rename = "apple", _apple_renamer(keys)
-    elif any(k.startswith("stem_0.") for k in keys):
-        family, rename = "timm features", lambda k: re.sub(r"^(stem|stages)_", r"\1.", k)
-    elif any(k.startswith(_CLASSIFIER) for k in keys):
-        family, rename = "timm", lambda k: k
-    else:
-        family, rename = "fastvit_dense", lambda k: k
-    converted = {rename(k): v for k, v in state_dict.items()}
-    return (f"{family}, fused" if _is_fused(converted) else family), converted
 
 
 def refuse_wrong_structure(state_dict: Mapping[str, Tensor], prefix: str, *, deploy: bool) -> None:
@@ -341,75 +305,6 @@ def _find_prefix(state_dict: StateDict, prefix: str | None, checkpoint: str) -> 
     return prefix
 
 
-def _apple_renamer(keys: Iterable[str]) -> Callable[[str], str]:
-    """Apple numbers stages, downsamplings and position encodings in one list, ``network``."""
-    parts: dict[int, set[str]] = {}
-    for key in keys:
-        if m := re.match(r"network\.(\d+)\.(\w+)\.", key):
-            parts.setdefault(int(m[1]), set()).add(m[2])
-    names, stage = {}, 0
-    for number, children in sorted(parts.items()):
-        if "proj" in children:
-            stage += 1
-            names[number] = f"stages.{stage}.downsample"
-        elif "pe" in children or "reparam_conv" in children:
-            names[number] = f"stages.{stage}.pos_emb"
-        else:
-            names[number] = f"stages.{stage}.blocks"
-
-    def rename(key: str) -> str:
-        key = re.sub(r"^network\.(\d+)", lambda m: names[int(m[1])], key)
-        key = key.replace(".pos_emb.pe.", ".pos_emb.pos_enc.")
-        for apple, ours in _APPLE_NAMES:
-            key = key.replace(apple, ours)
-        return re.sub(r"(layer_scale(?:_\d)?)$", r"\1.gamma", key)
-
-    return rename
-
-
-def _is_fused(state_dict: Mapping[str, Tensor]) -> bool:
-    return "stem.0.reparam_conv.weight" in state_dict
-
-
-def _finish_folds(state_dict: StateDict) -> StateDict:
-    """Fold what Apple's and timm's own fusion leaves: FFN and attention norms, layer scales.
-
-    A no-op on this project's fused checkpoints, which hold none of them.
-    """
-    out = dict(state_dict)
-
-    def affine(bn: str) -> tuple[Tensor, Tensor]:
-        """BatchNorm in eval mode as y = scale * x + shift; its tensors leave ``out``."""
-        weight, bias, mean, var = (
-            out.pop(f"{bn}.{name}") for name in ("weight", "bias", "running_mean", "running_var")
-        )
-        out.pop(f"{bn}.num_batches_tracked", None)
-        scale = weight / torch.sqrt(var + nn.BatchNorm2d(1).eps)
-        return scale, bias - scale * mean
-
-    for key in state_dict:
-        block, _, name = key.rpartition(".blocks.")
-        number, _, name = name.partition(".")
-        block = f"{block}.blocks.{number}"
-        if name == "mlp.conv.bn.weight":
-            scale, shift = affine(f"{block}.mlp.conv.bn")
-            kernel = out.pop(f"{block}.mlp.conv.conv.weight")
-            out[f"{block}.mlp.conv.weight"] = kernel * scale[:, None, None, None]
-            out[f"{block}.mlp.conv.bias"] = shift
-        elif name == "norm.weight":
-            scale, shift = affine(f"{block}.norm")
-            qkv = out[f"{block}.token_mixer.qkv.weight"]
-            out[f"{block}.token_mixer.qkv.weight"] = qkv * scale
-            out[f"{block}.token_mixer.qkv.bias"] = qkv @ shift
-        elif name in ("layer_scale.gamma", "layer_scale_1.gamma", "layer_scale_2.gamma"):
-            gamma = out.pop(key).flatten()
-            last = f"{block}.token_mixer.proj" if "scale_1" in name else f"{block}.mlp.fc2"
-            weight = out[f"{last}.weight"]
-            out[f"{last}.weight"] = weight * gamma.reshape(-1, *[1] * (weight.dim() - 1))
-            out[f"{last}.bias"] = out[f"{last}.bias"] * gamma
-    return out
-
-
 def _may_be_new(key: str) -> bool:
     return re.match(r"norm\d\.", key) is not None or key.endswith("num_batches_tracked")
 
@@ -424,9 +319,9 @@ def _likely_cause(model: nn.Module, given: StateDict, fused: bool) -> str:
         return (
             "the checkpoint is unfused and the model was built with deploy=True; use deploy=False."
         )
-    arch = _arch_of(given)
+    arch = arch_of(given)
     if arch is None:
-        depths, width, *_ = _structure(given)
+        depths, width, *_ = structure(given)
         return (
             f"the checkpoint has depths {depths} and a first width of {width}, "
             "which is none of this project's variants."
@@ -437,28 +332,6 @@ def _likely_cause(model: nn.Module, given: StateDict, fused: bool) -> str:
             "in_channels differs."
         )
     return f"the checkpoint is a FastViT-{arch.upper()}; set arch={arch!r} or its file."
-
-
-def _arch_of(given: StateDict) -> str | None:
-    from .backbone import ARCHS  # here, since backbone.py needs this module to be whole
-
-    seen = _structure(given)
-    for arch, spec in ARCHS.items():
-        if seen == (spec.depths, spec.widths[0], spec.attention, spec.ffn_ratio):
-            return arch
-    return None
-
-
-def _structure(given: StateDict) -> tuple[tuple[int, ...], int, bool, int]:
-    """Depths, first width, whether the last stage has attention, and the ratio of the FFNs."""
-    depths = tuple(
-        len({k.split(".")[3] for k in given if k.startswith(f"stages.{i}.blocks.")})
-        for i in range(4)
-    )
-    width = next((v.shape[0] for k, v in given.items() if k.startswith("stem.0.")), 0)
-    attention = any(k.startswith("stages.3.blocks.0.token_mixer.qkv") for k in given)
-    hidden = next((v.shape[0] for k, v in given.items() if k.endswith("0.mlp.fc1.weight")), 0)
-    return depths, width, attention, hidden // max(width, 1)
 
 
 def _summary(keys: tuple[str, ...]) -> str:
