@@ -1,7 +1,7 @@
 """Damaged files: what reads them gives something whole, or an error that names the file.
 
 Each case is a file that ``mutations`` damages with a seed of its own, read in another process: one that
-crashes or hangs is seen. 100 cases a reader; FUZZ=5000 makes it 5000, and FUZZ_FROM=1000 others.
+crashes or hangs is seen. 500 cases a reader; FUZZ=5000 makes it 5000, and FUZZ_FROM=1000 others.
 """
 
 import gc
@@ -28,7 +28,7 @@ from fastvit_dense.sample_data import write_ade20k, write_coco
 from fastvit_dense.stored_config import read_stored_config
 from fastvit_dense.strict_loading import read_checkpoint
 
-CASES, FIRST = int(os.environ.get("FUZZ", 100)), int(os.environ.get("FUZZ_FROM", 0))
+CASES, FIRST = int(os.environ.get("FUZZ", 500)), int(os.environ.get("FUZZ_FROM", 0))
 SECONDS = 10.0  # a case; most take milliseconds
 # Bytes that a process may take beyond what it has: an absurd size is to be an error, not the machine's end.
 MEMORY = 6 * 2**30
