@@ -374,7 +374,7 @@ def test_parts_of_a_whole_model(config: str, tmp_path: Path) -> None:
     results = part_times.measure_config(
         str(ROOT / config), batch=1, shape=(64, 96), warmup=0, runs=2
     )
-    assert list(results) == ["eager", "fused"]
+    assert list(results) == ["eager", "fused", "fused, channels_last"]
     for parts in results.values():
         assert tuple(parts) == part_times.PARTS
         assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in parts.values())
