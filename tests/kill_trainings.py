@@ -74,7 +74,7 @@ def main() -> int:
         clock = time.perf_counter()
         expected = finish(config, folder / "whole", begun)
         seconds = time.perf_counter() - clock
-        most = 12 * seconds / iterations  # some die in their first iteration, some after ten
+        most = 8 * seconds / iterations  # some die in their first iteration, some after several
         saving = moments = 0
         for _ in tqdm(range(args.kills), unit="kill"):
             process = start(config, folder / "killed", begun)
