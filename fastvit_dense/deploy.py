@@ -260,19 +260,19 @@ def _compare(
     images = torch.randn(
         1, channels, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    errors, *macs = compare(model, built, images.float())
     tensors = len(model.state_dict()), len(built.state_dict())
     parameters = count_parameters(model), count_parameters(built)
 
-    model, built = copy.deepcopy(model).double(), copy.deepcopy(built).double()
-    built.load_state_dict(reparameterize(model, **folds).state_dict())
-    errors += compare(model, built, images)[0]
+    exact_model, exact_built = copy.deepcopy(model).double(), copy.deepcopy(built).double()
+    exact_built.load_state_dict(reparameterize(exact_model, **folds).state_dict())
+    exact = compare(exact_model, exact_built, images)
+    single = compare(model, built, images.float(), exact=exact.outputs)
     return Equivalence(
-        errors,
+        single.errors + exact.errors,
         (1, channels, height, width),
         tensors,
         parameters,
-        (macs[0], macs[1]),
+        single.macs,
         [name for name, m in built.named_modules() if isinstance(m, BatchNorm)],
     )
 

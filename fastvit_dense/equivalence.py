@@ -6,6 +6,8 @@ get the same drawn proposals on both sides: their own would differ where two sco
 them everything behind, which says nothing about the weights.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,9 +23,26 @@ TOLERANCES = {
     torch.float32: (3e-6, 1e-5),
     torch.float64: (1e-12, 1e-12),
 }
+# How much farther from float64 than the unfused model the fused one may be in float32: its kernels are
+# rounded once more than what they are made of. Measured: up to 2.1 times.
+FARTHER = 3.0
 PROPOSALS = 100  # as many as StandardRoIHead takes masks of
 
 Outputs = dict[str, list[Tensor]]
+
+
+class Comparison(NamedTuple):
+    """Two models on the same images.
+
+    Attributes:
+        errors: of each pyramid level and head.
+        macs: multiply-accumulates of the one and the other.
+        outputs: of the first one: the pyramid's levels, and the heads.
+    """
+
+    errors: list[Error]
+    macs: tuple[int, int]
+    outputs: tuple[Outputs, Outputs]
 
 
 class Error(NamedTuple):
@@ -92,24 +111,36 @@ def model_outputs(model: Any, inputs: Tensor) -> tuple[Outputs, Outputs, int]:
     return levels, {k: _tensors(v) for k, v in heads.items()}, counter.get_total_flops() // 2
 
 
-def compare(before: nn.Module, after: nn.Module, inputs: Tensor) -> tuple[list[Error], int, int]:
+def compare(
+    before: nn.Module,
+    after: nn.Module,
+    inputs: Tensor,
+    *,
+    exact: tuple[Outputs, Outputs] | None = None,
+) -> Comparison:
     """Run two models on the same images and measure how far their outputs are apart.
 
     Args:
         before: the unfused model, in eval mode; see :func:`model_outputs`.
         after: the fused one, of the same dtype.
         inputs: (B, C, H, W), of that dtype.
+        exact: outputs of `before` in a higher precision. Where `before` itself is so far from them that
+            rounding explains more than the usual tolerance, as in a network whose activations grow with
+            its depth, the tolerance is that distance and ``FARTHER`` times it for the fused model's.
 
     Returns:
-        An error for each pyramid level and head; multiply-accumulates before and after.
+        The comparison.
 
     Raises:
         ValueError: the models return other numbers of maps, or maps of other shapes.
     """
     *expected, macs_before = model_outputs(before, inputs)
     *given, macs_after = model_outputs(after, inputs)
+    truth = exact or (None, None)
     errors = []
-    for old, new, tolerance in zip(expected, given, TOLERANCES[inputs.dtype], strict=True):
+    for old, new, true, tolerance in zip(
+        expected, given, truth, TOLERANCES[inputs.dtype], strict=True
+    ):
         shapes_old, shapes_new = _shapes(old), _shapes(new)
         if shapes_old != shapes_new:
             raise ValueError(
@@ -117,12 +148,11 @@ def compare(before: nn.Module, after: nn.Module, inputs: Tensor) -> tuple[list[E
                 "the same model"
             )
         for name, tensors in old.items():
-            found = [_error(a, b) for a, b in zip(tensors, new[name], strict=True)]
-            # Unlike max(), amax() keeps NaN.
-            worst = torch.tensor(found, dtype=torch.float64).amax(dim=0)
-            absolute, largest, relative = worst.tolist()
-            errors.append(Error(name, inputs.dtype, absolute, largest, relative, tolerance))
-    return errors, macs_before, macs_after
+            absolute, largest, relative = _worst(tensors, new[name])
+            rounding = _worst(true[name], tensors)[2] if true else 0.0
+            allowed = max(tolerance, (1 + FARTHER) * rounding)
+            errors.append(Error(name, inputs.dtype, absolute, largest, relative, allowed))
+    return Comparison(errors, (macs_before, macs_after), (expected[0], expected[1]))
 
 
 def table(errors: list[Error]) -> str:
@@ -184,6 +214,14 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _shapes(outputs: Outputs) -> dict[str, list[tuple[int, ...]]]:
     return {name: [tuple(t.shape) for t in tensors] for name, tensors in outputs.items()}
+
+
+def _worst(expected: list[Tensor], given: list[Tensor]) -> tuple[float, float, float]:
+    """The largest of each of :func:`_error`'s numbers over several outputs."""
+    found = [_error(a, b) for a, b in zip(expected, given, strict=True)]
+    # Unlike max(), amax() keeps NaN.
+    absolute, largest, relative = torch.tensor(found, dtype=torch.float64).amax(dim=0).tolist()
+    return absolute, largest, relative
 
 
 def _error(expected: Tensor, given: Tensor) -> tuple[float, float, float]:

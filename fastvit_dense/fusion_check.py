@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from .backbone import FastViT
+from .equivalence import FARTHER
 from .random_statistics import randomise_statistics
 from .reparam import reparameterize
 
-# Greatest relative L2 errors: fused to unfused in float64 and float32, and the fused model's distance
-# from float64 as a multiple of the unfused one's. Fused kernels are rounded once more than what they are
-# made of. Measured: 5e-15; 0.5e-6 to 1.1e-6, and 2.6e-6 for MA36, which unfused is 1.8e-6 off already; 2.1.
-FLOAT64, FLOAT32, FARTHER = 1e-12, 4e-6, 3.0
+# Greatest relative L2 errors: fused to unfused in float64 and float32. Measured: 2e-15; 0.5e-6 to 1.1e-6.
+# In float32 it may be more where rounding explains more: equivalence.FARTHER.
+FLOAT64, FLOAT32 = 1e-12, 4e-6
 
 
 class FusionRow(NamedTuple):
@@ -45,20 +45,23 @@ class FusionRow(NamedTuple):
         """Whether the fold is right up to rounding."""
         return (
             self.float64 <= FLOAT64
-            and self.float32 <= FLOAT32
+            and self.float32 <= max(FLOAT32, (1 + FARTHER) * self.unfused)
             and self.fused <= FARTHER * self.unfused
         )
 
 
 @torch.no_grad()
-def check_fusion(arch: str, shape: tuple[int, int]) -> FusionRow:
+def check_fusion(arch: str, shape: tuple[int, int], *, seed: int = 0) -> FusionRow:
     """Compare a backbone with drawn BatchNorm statistics and layer scales before and after fusing.
 
     Args:
         arch: key of ``ARCHS``.
         shape: height and width of the drawn image in pixels.
+        seed: of weights and statistics.
     """
-    model = randomise_statistics(FastViT(arch)).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = randomise_statistics(FastViT(arch), seed=seed).eval()
     exact = copy.deepcopy(model).double()
     x = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
     truth, fused_exact = exact(x.double()), reparameterize(exact)(x.double())

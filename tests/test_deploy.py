@@ -21,7 +21,7 @@ from torch import nn
 import fastvit_dense
 from fastvit_dense import FastViT, deploy, reparam, reparameterize
 from fastvit_dense.deploy import fuse_checkpoint
-from fastvit_dense.equivalence import compare
+from fastvit_dense.equivalence import TOLERANCES, compare, model_outputs
 from fastvit_dense.runtime import CheckpointFits, load_config
 from fastvit_dense.sample_data import write_ade20k, write_coco
 
@@ -438,13 +438,36 @@ def test_hand_model(tmp_path: Path) -> None:
     }
 
 
-def test_models_that_are_not_the_same() -> None:
+def around(backbone: nn.Module) -> nn.Module:
+    """The least model that can be compared."""
     model = nn.Module()
-    model.backbone = FastViT("t8", (0, 1)).eval()
+    model.backbone = backbone.eval()
     model.forward = lambda x, mode: model.backbone(x)
-    other = nn.Module()
-    other.backbone = FastViT("t8", (0, 1, 2)).eval()
-    other.forward = lambda x, mode: other.backbone(x)
+    return model
+
+
+def test_tolerance_is_what_rounding_explains() -> None:
+    model = around(randomise(FastViT("t8", (0, 1))))
+    x = torch.randn(1, 3, 64, 64)
+    exact = model_outputs(around(copy.deepcopy(model.backbone).double()), x.double())[:2]
+    same = compare(model, model, x, exact=exact)
+    assert {e.tolerance for e in same.errors} == {*TOLERANCES[torch.float32]}  # which is more
+
+    # A model that is 1e-3 away from float64 by itself; another one may be that and three times more.
+    exact = tuple({k: [1.001 * m for m in maps] for k, maps in part.items()} for part in exact)
+    off = compare(model, model, x, exact=exact)
+    assert all(e.relative == 0 and e.tolerance == pytest.approx(4e-3, rel=1e-2) for e in off.errors)
+    for factor, passes in ((1.003, True), (1.006, False)):
+        other = around(copy.deepcopy(model.backbone))
+        with torch.no_grad():
+            for norm in (other.backbone.norm0, other.backbone.norm1):
+                norm.weight *= factor
+                norm.bias *= factor
+        assert {e.passes for e in compare(model, other, x, exact=exact).errors} == {passes}
+
+
+def test_models_that_are_not_the_same() -> None:
+    model, other = around(FastViT("t8", (0, 1))), around(FastViT("t8", (0, 1, 2)))
     with pytest.raises(ValueError, match="they are not the same model"):
         compare(model, other, torch.randn(1, 3, 64, 64))
 

@@ -4,7 +4,8 @@ import pytest
 from conftest import run_tool
 
 from fastvit_dense import reparam
-from fastvit_dense.fusion_check import FARTHER, FLOAT32, check_fusion
+from fastvit_dense.equivalence import FARTHER
+from fastvit_dense.fusion_check import FLOAT32, check_fusion
 
 
 def test_right_folds_pass() -> None:
