@@ -8,7 +8,7 @@ them everything behind, which says nothing about the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -148,11 +148,38 @@ def compare(
                 "the same model"
             )
         for name, tensors in old.items():
-            absolute, largest, relative = _worst(tensors, new[name])
-            rounding = _worst(true[name], tensors)[2] if true else 0.0
-            allowed = max(tolerance, (1 + FARTHER) * rounding)
+            absolute, largest, relative = worst_error(tensors, new[name])
+            rounding = worst_error(true[name], tensors)[2] if true else 0.0
+            allowed = allowed_error(tolerance, rounding)
             errors.append(Error(name, inputs.dtype, absolute, largest, relative, allowed))
     return Comparison(errors, (macs_before, macs_after), (expected[0], expected[1]))
+
+
+def allowed_error(tolerance: float, rounding: float) -> float:
+    """Greatest relative error of a fused model that passes.
+
+    Args:
+        tolerance: the usual one.
+        rounding: how far the unfused model is from its own outputs in a higher precision: that, and
+            ``FARTHER`` times it for the fused model's, where it is more.
+    """
+    return max(tolerance, (1 + FARTHER) * rounding)
+
+
+def worst_error(expected: Sequence[Tensor], given: Sequence[Tensor]) -> tuple[float, float, float]:
+    """The largest absolute error, that over the largest value, and the relative L2 error.
+
+    Args:
+        expected: outputs, any dtype; not none.
+        given: as many, of the same shapes.
+
+    Returns:
+        The largest of each over all outputs; NaN where one is.
+    """
+    found = [_error(a, b) for a, b in zip(expected, given, strict=True)]
+    # Unlike max(), amax() keeps NaN.
+    absolute, largest, relative = torch.tensor(found, dtype=torch.float64).amax(dim=0).tolist()
+    return absolute, largest, relative
 
 
 def table(errors: list[Error]) -> str:
@@ -214,14 +241,6 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _shapes(outputs: Outputs) -> dict[str, list[tuple[int, ...]]]:
     return {name: [tuple(t.shape) for t in tensors] for name, tensors in outputs.items()}
-
-
-def _worst(expected: list[Tensor], given: list[Tensor]) -> tuple[float, float, float]:
-    """The largest of each of :func:`_error`'s numbers over several outputs."""
-    found = [_error(a, b) for a, b in zip(expected, given, strict=True)]
-    # Unlike max(), amax() keeps NaN.
-    absolute, largest, relative = torch.tensor(found, dtype=torch.float64).amax(dim=0).tolist()
-    return absolute, largest, relative
 
 
 def _error(expected: Tensor, given: Tensor) -> tuple[float, float, float]:

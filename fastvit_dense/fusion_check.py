@@ -9,10 +9,9 @@ import copy
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from .backbone import FastViT
-from .equivalence import FARTHER
+from .equivalence import FARTHER, allowed_error, worst_error
 from .random_statistics import randomise_statistics
 from .reparam import reparameterize
 
@@ -45,7 +44,7 @@ class FusionRow(NamedTuple):
         """Whether the fold is right up to rounding."""
         return (
             self.float64 <= FLOAT64
-            and self.float32 <= max(FLOAT32, (1 + FARTHER) * self.unfused)
+            and self.float32 <= allowed_error(FLOAT32, self.unfused)
             and self.fused <= FARTHER * self.unfused
         )
 
@@ -69,10 +68,10 @@ def check_fusion(arch: str, shape: tuple[int, int], *, seed: int = 0) -> FusionR
     return FusionRow(
         arch,
         shape,
-        _worst(truth, fused_exact),
-        _worst(unfused, fused),
-        _worst(truth, unfused),
-        _worst(truth, fused),
+        worst_error(truth, fused_exact)[2],
+        worst_error(unfused, fused)[2],
+        worst_error(truth, unfused)[2],
+        worst_error(truth, fused)[2],
     )
 
 
@@ -87,8 +86,3 @@ def table(rows: list[FusionRow]) -> str:
         verdict = "ok" if r.passes else "OFF"
         lines.append(f"| {r.arch} | {r.shape[0]}x{r.shape[1]} | {errors} | {verdict} |")
     return "\n".join(lines)
-
-
-def _worst(expected: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> float:
-    pairs = zip(expected, given, strict=True)
-    return max(float((a.double() - b.double()).norm() / a.double().norm()) for a, b in pairs)

@@ -1,7 +1,11 @@
 """tools/verify_fusion.py tells a fold that is slightly off from rounding."""
 
+import math
+
 import pytest
+import torch
 from conftest import run_tool
+from torch import nn
 
 from fastvit_dense import reparam
 from fastvit_dense.equivalence import FARTHER
@@ -20,6 +24,18 @@ def test_a_fold_slightly_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     row = check_fusion("t8", (69, 98))
     assert not row.passes and row.float64 > 1e-9 and row.fused > FARTHER * row.unfused
+
+
+def test_a_number_that_is_none_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = reparam.fold_bn
+
+    def broken(bn: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        scale, shift = right(bn)
+        return scale, shift * (float("nan") if len(shift) == 384 else 1)  # the last stage alone
+
+    monkeypatch.setattr(reparam, "fold_bn", broken)
+    row = check_fusion("t8", (69, 98))
+    assert not row.passes and math.isnan(row.float64) and math.isnan(row.fused)
 
 
 def test_tool() -> None:
