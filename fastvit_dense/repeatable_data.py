@@ -6,7 +6,6 @@ own, made of the run's seed, the epoch, the process, and its place in the epoch;
 trained on already are left out without reading an image.
 """
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, Dataset
 
-from .random_states import capture, restore
+from .random_states import seeded
 
 
 class Draw(int):
@@ -48,14 +47,9 @@ class SeededDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         if not isinstance(index, Draw):
             return self.dataset[index]
-        before = capture()  # without workers, the model's random numbers come from the same states
-        random.seed(index.seed)
-        np.random.seed(index.seed)
-        torch.default_generator.manual_seed(index.seed)
-        try:
+        # The states are put back: without workers, the model's random numbers come from them.
+        with seeded(index.seed):
             return self.dataset[int(index)]
-        finally:
-            restore(before)
 
     def __len__(self) -> int:
         return len(self.dataset)

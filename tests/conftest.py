@@ -1,5 +1,6 @@
 """Shared test helpers."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,15 @@ __all__ = ["randomise", "run_tool"]
 ROOT = Path(__file__).parents[1]
 
 
-def run_tool(*command: object, fails: bool = False) -> str:
+def run_tool(*command: object, fails: bool = False, **environment: object) -> str:
     """Run a tool as a user types it, in the repository; returns what it printed."""
     done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=os.environ | {name: str(value) for name, value in environment.items()},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     text = done.stdout + done.stderr
     assert (done.returncode != 0) == fails, text[-5000:]

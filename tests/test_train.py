@@ -105,6 +105,18 @@ def test_mixed_precision_on_cpu_with_scaled_lr(config: Path, tmp_path: Path) -> 
     assert len(losses) == 3 and all(np.isfinite(losses))
 
 
+def test_workers_beside_a_gpu(config: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "beside.py"
+    beside.write_text(
+        f"_base_ = {str(config)!r}\n"
+        'custom_imports = dict(imports=["fastvit_dense", "fastvit_dense.coco", "cuda_in_workers"])\n'
+        "train_dataloader = dict(num_workers=2)\nval_dataloader = dict(num_workers=2)\n"
+        "train_cfg = dict(max_epochs=1, val_interval=1)\n"
+    )
+    text = run("tools/train.py", beside, "--work-dir", tmp_path / "run", PYTHONPATH=ROOT / "tests")
+    assert (tmp_path / "run" / "epoch_1.pth").is_file() and "coco/segm_mAP_50" in text
+
+
 def test_inference_api_without_importing_this_package(
     config: Path, trained: Path, tmp_path: Path
 ) -> None:
