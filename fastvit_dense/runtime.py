@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
+from mmengine.dist import broadcast, broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import (
@@ -168,6 +168,22 @@ class CheckpointFits(Hook):
         )
 
 
+class ValidateRankZero(Hook):
+    """Gives all processes the first one's buffers before a validation.
+
+    Each process keeps the BatchNorm statistics of its own images, and the first one's are saved. Without
+    this, the logged metric, by which the best checkpoint is chosen, would be of models that differ from
+    process to process and from the file.
+    """
+
+    priority = "LOWEST"  # after EMAHook has put its model in place
+
+    def before_val_epoch(self, runner: MMEngineRunner) -> None:
+        """Broadcast the buffers; to be called by all processes."""
+        for buffer in unwrap(runner.model).buffers():
+            broadcast(buffer)
+
+
 # What torch.distributed asks for, and what srun gives. tools/slurm_train.sh sets address and port.
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 # Where mmengine's own would lose a file or an iteration.
@@ -193,7 +209,13 @@ class Runner(MMEngineRunner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.resume_point = ResumePoint()
-        for hook in (CheckpointFits(), self.resume_point, StopOnNaN(), StopOnSignal()):
+        for hook in (
+            CheckpointFits(),
+            self.resume_point,
+            ValidateRankZero(),
+            StopOnNaN(),
+            StopOnSignal(),
+        ):
             self.register_hook(hook)
         self.logger.info(mmcv_ops.describe())
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from test_resume import assert_same_end, last
 from toy_training import KILL_AT, STOP_AT, write_config
@@ -50,6 +51,20 @@ def test_one_is_told_both_stop(tmp_path: Path) -> None:
     assert train(config, tmp_path / "parts", 29603, "--resume") == [0, 0]
     assert_same_end(tmp_path / "whole", tmp_path / "parts", iterations=12)
     assert "mmcv operators" in text
+
+
+def test_both_validate_the_model_that_is_saved(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "toy.py", by_epoch=True, epochs=4)
+    with config.open("a") as file:
+        file.write('custom_hooks = [dict(type="ValidatedStatistics")]\n')
+    assert train(config, tmp_path / "run", 29606) == [0, 0]
+    first, second = (torch.load(tmp_path / "run" / f"validated_4_{rank}.pth") for rank in (0, 1))
+    assert not torch.allclose(first["trained"], second["trained"], rtol=1e-3)
+    assert torch.equal(first["validated"], first["trained"])
+    assert torch.equal(second["validated"], first["trained"])
+    saved = torch.load(tmp_path / "run" / "best_score_epoch_4.pth")["state_dict"]
+    assert torch.equal(first["validated"][0], saved["norm.running_mean"])
+    assert torch.equal(first["validated"][1], saved["norm.running_var"])
 
 
 def test_a_lost_one_ends_the_other(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.dist import get_rank
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -84,6 +85,26 @@ class ToyMetric(BaseMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         type(self).evaluations += 1
         return dict(score=float(type(self).evaluations))
+
+
+@HOOKS.register_module()
+class ValidatedStatistics(Hook):
+    """Keeps the BatchNorm statistics that each process validates with, and how far training moved them."""
+
+    def before_val_epoch(self, runner: object) -> None:
+        self.trained = self._statistics(runner)
+
+    def after_val_iter(self, runner: object, *_: object, **__: object) -> None:
+        name = f"validated_{runner.epoch}_{get_rank()}.pth"
+        torch.save(
+            dict(trained=self.trained, validated=self._statistics(runner)),
+            Path(runner.work_dir, name),
+        )
+
+    @staticmethod
+    def _statistics(runner: object) -> Tensor:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        return torch.stack([model.norm.running_mean, model.norm.running_var])
 
 
 @HOOKS.register_module()
