@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from tqdm import tqdm
 
 
@@ -59,9 +59,9 @@ class Trainee:
         from mmdet.registry import MODELS
         from mmdet.testing import demo_mm_inputs
 
-        init_default_scope("mmdet")
         self.work = work
-        self.model: Any = MODELS.build(model).to(work.device).train()
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            self.model: Any = MODELS.build(model).to(work.device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
         self.scaler = torch.amp.GradScaler(work.device, enabled=work.amp and work.device == "cuda")
         self.data = demo_mm_inputs(

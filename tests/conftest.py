@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 # The package registers FastViT and serves mmcv's operators.
 from fastvit_dense.random_statistics import randomise_statistics as randomise
@@ -32,5 +33,7 @@ def run_tool(*command: object, fails: bool = False, **environment: object) -> st
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _as_in_a_new_process() -> None:
+    """What one test leaves behind for the next: torch's random state, and OpenMMLab's default scope."""
     torch.manual_seed(0)
+    DefaultScope._instance_dict.clear()

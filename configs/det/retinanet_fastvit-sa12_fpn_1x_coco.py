@@ -4,6 +4,8 @@
 #       --launcher pytorch
 #
 # 8 GPUs x 2 images, 12 epochs, the schedule of the Mask R-CNN reference. The paper has no figure.
+# The learning rate is half of Mask R-CNN's, as in PoolFormer's configs, whose recipe the paper follows
+# (sail-sg/poolformer, detection/configs/retinanet_poolformer_s12_fpn_1x_coco.py: "lr=0.0001").
 _base_ = [
     "mmdet::_base_/models/retinanet_r50_fpn.py",
     "mmdet::_base_/datasets/coco_detection.py",
@@ -62,7 +64,7 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500),
     dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
 ]
-optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-4, weight_decay=1e-4))
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-4, weight_decay=1e-4))
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best="coco/bbox_mAP"))
