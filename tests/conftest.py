@@ -17,6 +17,16 @@ __all__ = ["randomise", "run_tool"]
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda", help="where tests marked gpu run")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    wants_gpu = item.get_closest_marker("gpu") and item.config.getoption("--device") != "cpu"
+    if wants_gpu and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 def run_tool(*command: object, fails: bool = False, **environment: object) -> str:
     """Run a tool as a user types it, in the repository; returns what it printed."""
     done = subprocess.run(

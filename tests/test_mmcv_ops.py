@@ -494,7 +494,6 @@ def test_a_broken_mmcv_is_not_called_missing(fake_mmcv):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_agrees_with_the_cpu():
     ext = stand_in()
     boxes, scores = boxes_and_scores(500, seed=20, whole=True)
