@@ -15,7 +15,7 @@ STAMP := $(VENV)/installed-$(shell { pwd; cat requirements/lock.txt setup.py; } 
 
 SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
 
-.PHONY: setup demo demo-seg demo-hand test lint format clean help
+.PHONY: setup demo demo-seg demo-hand test test-gpu lint format clean help
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -33,6 +33,9 @@ demo-hand: $(STAMP) ## train and evaluate a small hand model on generated pictur
 
 test: $(STAMP) ## run the tests
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-gpu: $(STAMP) ## on a GPU: correctness, speed and accuracy in 25 minutes, with a report
+	$(PY) tools/rehearse_gpu.py
 
 lint: $(STAMP) ## check style, format and types
 	$(PY) -m ruff check .

@@ -28,15 +28,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-# What is imported, by the name under which the wheels are known.
+# What is imported, and the package's name where it is another. The first three have to be installed.
 PACKAGES = {
-    "torch": "torch", "torchvision": "torchvision", "timm": "timm", "mmengine": "mmengine",
-    "mmcv": "mmcv-lite", "mmdet": "mmdet", "mmseg": "mmsegmentation", "pycocotools": "pycocotools",
-    "pkg_resources": "setuptools<80.9", "addict": "addict", "yapf": "yapf", "termcolor": "termcolor",
-    "terminaltables": "terminaltables", "prettytable": "prettytable", "shapely": "shapely",
-    "ftfy": "ftfy", "regex": "regex", "trimesh": "trimesh", "cv2": "opencv-python-headless",
-    "scipy": "scipy", "matplotlib": "matplotlib", "tensorboard": "tensorboard", "tqdm": "tqdm",
-    "pytest": "pytest", "onnx": "onnx",
+    "torch": "", "torchvision": "", "timm": "", "mmengine": "", "mmcv": "mmcv-lite", "mmdet": "",
+    "mmseg": "mmsegmentation", "pycocotools": "", "pkg_resources": "setuptools", "addict": "", "yapf": "",
+    "platformdirs": "", "termcolor": "", "terminaltables": "", "prettytable": "", "wcwidth": "",
+    "shapely": "", "ftfy": "", "regex": "", "trimesh": "", "rich": "", "cv2": "opencv-python-headless",
+    "scipy": "", "matplotlib": "", "tensorboard": "", "tqdm": "", "onnx": "", "pytest": "",
 }  # fmt: skip
 ITERATIONS, WORKERS = 30, 4
 STOPPED = 75  # exit status of a training that was stopped by a signal and saved
@@ -466,10 +464,11 @@ def set_up(wheels: Path | None, out: Path) -> None:
         [sys.executable, "-c", code, *PACKAGES], capture_output=True, text=True, check=True
     ).stdout.split()
     if missing:
+        names = " ".join(PACKAGES[name] or name for name in missing)
         raise SystemExit(
-            "rehearse_gpu: not installed, nor among the wheels: "
-            f"{', '.join(PACKAGES[name] for name in missing)}. docs/gpu.md has the command that fetches "
-            "them."
+            f"rehearse_gpu: not installed, nor among the wheels: {names}. Fetch them where there is a "
+            "network, for this Python, and name the folder with --wheels (docs/gpu.md):\n"
+            f"pip download --no-deps --only-binary :all: -c requirements/lock.txt -d FOLDER {names}"
         )
 
 
