@@ -1,5 +1,6 @@
 """The latency benchmark measures and says what it claims. Nothing here depends on the machine's speed."""
 
+import copy
 import json
 import math
 import sys
@@ -7,11 +8,15 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 from conftest import ROOT, randomise, run_tool
-from torch import nn
+from torch import fx, nn
+from torch.fx.experimental import optimization
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastvit_dense import (
     FastViT,
@@ -229,18 +234,80 @@ def test_export_needs_onnx(
         to_onnx(t8.model, image)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "repvit_m1_1", "timm:fastvit_t8"])
-def test_peers_are_fused_and_compute_the_same(name: str, image: torch.Tensor) -> None:
+class CountNorms(TorchDispatchMode):
+    """Counts the BatchNorms that are computed, whoever calls them."""
+
+    norms = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.norms += "batch_norm" in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "norms"),
+    [
+        ("resnet18", 0),
+        ("repvit_m1_1", 0),
+        ("poolformer_s12", 0),  # has none to begin with
+        ("mobilenetv3_small_050", 0),  # BatchNorm and activation in one module of timm's
+        ("fastvit_sa12", 2),  # of attention blocks: they come after a sum, not after a convolution
+        ("timm:fastvit_t8", None),
+    ],
+)
+def test_baselines_are_fused_and_compute_the_same(
+    name: str, norms: int | None, image: torch.Tensor
+) -> None:
     contestant = peer(name)
     with torch.no_grad():
         expected = contestant.original(image)
         assert [m.shape[-1] for m in expected] == [16, 8, 4, 2]
-        assert relative_error(contestant.model(image), expected) < 1e-4
-    norms = [m for m in contestant.model.modules() if isinstance(m, nn.BatchNorm2d)]
-    if name.startswith("timm:"):
+        with CountNorms() as run:
+            assert relative_error(contestant.model(image), expected) < 1e-4
+    if norms is None:
         assert contestant.backends == ("eager-nchw",)
     else:
-        assert contestant.backends is None and norms == []
+        assert contestant.backends is None and run.norms == norms
+
+
+@pytest.mark.parametrize("name", ["fastvit_t8", "repvit_m1_1", "repvgg_a0"])
+def test_baselines_with_branches_left_are_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timm.utils, "reparameterize_model", copy.deepcopy)  # fuses nothing
+    with pytest.raises(
+        ValueError, match=f"baseline {name} cannot be fused .*the branches that .* adds"
+    ):
+        peer(name)
+
+
+def test_a_batch_norm_left_after_a_convolution_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimization, "fuse", lambda model, inplace: fx.symbolic_trace(model))
+    with pytest.raises(
+        ValueError, match="20 places .* the BatchNorm bn1 after the convolution conv1"
+    ):
+        peer("resnet18")
+
+
+def test_baselines_that_cannot_be_traced_are_refused() -> None:
+    with pytest.raises(
+        ValueError,
+        match="mobilevitv2_050 cannot be fused .TraceError.*or name it timm:mobilevitv2_050",
+    ):
+        peer("mobilevitv2_050")
+    assert peer("timm:mobilevitv2_050").backends == ("eager-nchw",)
+
+
+@pytest.mark.parametrize("prefix", ["", "timm:"])
+def test_a_fusion_that_raises_is_told(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(model: nn.Module) -> nn.Module:
+        raise AttributeError("no attribute 'identity'")
+
+    monkeypatch.setattr(timm.utils, "reparameterize_model", fails)
+    with pytest.raises(
+        ValueError, match=f"baseline {prefix}resnet18 .*AttributeError: no attribute"
+    ):
+        peer(f"{prefix}resnet18")
 
 
 def test_line_up() -> None:
