@@ -1,5 +1,5 @@
-"""Latency of fused backbones in several runtimes, checked against eager float32, and how far each is
-from the machine's limit; or of a whole detector, segmentor or hand model, part by part.
+"""Latency of fused backbones in several runtimes, checked against eager float32; or of a whole detector,
+segmentor or hand model, part by part.
 
 python tools/benchmark.py --arch sa12 --backend eager onnxruntime openvino --dtype float32 bfloat16 \\
     --against resnet50 poolformer_s12 repvit_m1_1 timm:fastvit_sa12
@@ -82,12 +82,12 @@ def main() -> None:
     settings = [Setting(b, d, args.device, threads) for b in args.backend for d in args.dtype]
     contestants = line_up(args.arch, args.against, unfused=args.unfused)
     clock = time.process_time if args.cpu_time else time.perf_counter
-    rows, machine = measure(
+    rows, warnings = measure(
         contestants, settings, batch=batch, shape=tuple(args.shape), clock=clock, **protocol
     )
-    print(table(rows, machine, reference=args.reference))
+    print(table(rows, warnings, reference=args.reference))
     if args.json:
-        write_json(args.json, rows, machine, conditions=conditions, arguments=vars(args))
+        write_json(args.json, rows, warnings, conditions=conditions, arguments=vars(args))
     if args.plot:
         title = f"{batch} x {args.shape[0]} x {args.shape[1]}, {conditions['device']}"
         plot(rows, args.plot, title=f"{title}, {threads} threads")
