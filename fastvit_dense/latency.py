@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .backends import Run, Setting, Unavailable, prepare, relative_error
+from .backends import Run, Setting, Unavailable, configure, prepare, relative_error
 from .complexity import count_macs, count_parameters
 from .contestants import Contestant
-from .devices import wait_for
+from .devices import check_device, wait_for
 
 Key = TypeVar("Key", bound=Hashable)
 Clock = Callable[[], float]
@@ -146,8 +146,8 @@ def measure(
         it was quiet.
 
     Raises:
-        ValueError: there is no model or no setting, or a setting names what does not exist; CPU time
-            is asked for with several threads, or on a GPU.
+        ValueError: there is no model or no setting, or a setting names what does not exist, such as a
+            GPU; CPU time is asked for with several threads, or on a GPU.
     """
     if clock is time.process_time and any(s.threads > 1 or s.device == "cuda" for s in settings):
         raise ValueError(
@@ -156,9 +156,8 @@ def measure(
         )
     if not contestants or not settings:
         raise ValueError("expected at least one model and one backend with a dtype, got none")
-    if settings[0].device == "cuda":
-        # Otherwise "float32" convolutions would be computed with 10 bits of mantissa.
-        torch.backends.cudnn.allow_tf32 = False
+    check_device(settings[0].device)
+    configure(settings[0].device)
     image = torch.rand(batch, 3, *shape, generator=torch.Generator().manual_seed(0)) - 0.5
     rows: list[Row] = []
     calls: dict[Any, Callable[[], object]] = {}

@@ -20,7 +20,8 @@ COLUMNS = (
 
 
 def environment(device: str, threads: int, used: Sequence[str]) -> dict[str, str]:
-    """The conditions of a run: processor, threads, versions, and how idle OpenMP threads wait.
+    """The conditions of a run: processor, threads, versions, how idle OpenMP threads wait, and on CUDA
+    what :func:`fastvit_dense.backends.arithmetic` tells.
 
     Args:
         device: cpu or cuda.
@@ -32,6 +33,7 @@ def environment(device: str, threads: int, used: Sequence[str]) -> dict[str, str
         "threads": str(threads),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         **backends.versions(used),
+        **backends.arithmetic(device),
     }
 
 

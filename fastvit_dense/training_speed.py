@@ -159,10 +159,10 @@ def device_name(device: str) -> str:
     """The GPU's or processor's name as it gives it; "CPU" where the system does not tell.
 
     Args:
-        device: cpu or cuda.
+        device: cpu, cuda or cuda:0.
     """
-    if device == "cuda":
-        return torch.cuda.get_device_name()
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty on many of them
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -5,7 +5,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fastvit_dense import (
     FastViT,
     backends,
     depthwise,
+    latency,
     latency_report,
     part_times,
     reparameterize,
@@ -29,6 +31,7 @@ from fastvit_dense import (
 from fastvit_dense.backends import Setting, Unavailable, prepare, relative_error, to_onnx
 from fastvit_dense.contestants import Contestant, line_up, ours, peer
 from fastvit_dense.depthwise import SplitDepthwise, split_patch_embeddings
+from fastvit_dense.hand import speed
 from fastvit_dense.latency import Row, check, interleave, measure, noise, timing
 
 SIZE = (64, 64)
@@ -155,6 +158,128 @@ def test_impossible_combinations_are_explained(
 def test_no_gpu(image: torch.Tensor, t8: Contestant) -> None:
     with pytest.raises(Unavailable, match="no CUDA device"):
         prepare(t8.model, image, EAGER._replace(device="cuda"))
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stands in for a CUDA device; what it is asked for, in order."""
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: object) -> None:
+            events.append(f"{self.name} waits")
+
+    class Graph:
+        def replay(self) -> None:
+            events.append("replay")
+
+    @contextmanager
+    def within(name: str) -> Iterator[None]:
+        events.append(f"{name} {{")
+        yield
+        events.append("}")
+
+    def forward(model: Any, image: Any, setting: Setting, layout: Any, *wrap: Any) -> backends.Run:
+        return lambda: events.append(f"{setting.dtype} {layout}") or [torch.zeros(1)]
+
+    for name, value in dict(
+        is_available=lambda: True, CUDAGraph=Graph, Stream=Stream,
+        current_stream=lambda: Stream("current"), stream=lambda stream: within("side"),
+        graph=lambda graph, stream: within("capture"),
+        synchronize=lambda device=None: events.append("wait"),
+    ).items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(backends, "_forward", forward)
+    return events
+
+
+@pytest.mark.parametrize(
+    ("backend", "layout"),
+    [("eager", torch.channels_last), ("eager-nchw", torch.contiguous_format)],
+)
+def test_eager_on_cuda_waits_for_the_device(
+    fake_cuda: list[str], backend: str, layout: torch.memory_format, image: torch.Tensor
+) -> None:
+    run = prepare(nn.Identity(), image, Setting(backend, "float16", "cuda", 1))
+    assert fake_cuda == []
+    run()
+    assert fake_cuda == [f"float16 {layout}", "wait"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "layout"),
+    [("cuda-graph", torch.channels_last), ("cuda-graph-nchw", torch.contiguous_format)],
+)
+def test_a_cuda_graph_is_captured_after_a_warm_up_on_its_stream(
+    fake_cuda: list[str], backend: str, layout: torch.memory_format, image: torch.Tensor
+) -> None:
+    run = prepare(nn.Identity(), image, Setting(backend, "float16", "cuda", 1))
+    ran = f"float16 {layout}"
+    before = ["side waits", "side {", ran, ran, ran, "}", "current waits"]
+    assert fake_cuda == [*before, "capture {", ran, "}"]
+    fake_cuda.clear()
+    assert run() is run(), "a graph has its maps in one place"
+    assert fake_cuda == ["replay", "wait"] * 2, "nothing but the replay is timed"
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("module", [latency, speed])
+def test_tf32_is_off_before_anything_is_compared_on_cuda(
+    module: Any, monkeypatch: pytest.MonkeyPatch, t8: Contestant
+) -> None:
+    """By default cuDNN's float32 is off by 1e-3, more than is tolerated."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("allow_tf32", True), ("benchmark", False)):
+        monkeypatch.setattr(torch.backends.cudnn, name, value)
+    seen: list[dict[str, str]] = []
+
+    def stop(*args: Any) -> None:
+        seen.append(backends.arithmetic("cuda"))
+        raise Stop
+
+    monkeypatch.setattr(module, "check", stop)
+    with pytest.raises(Stop):
+        if module is latency:
+            measure([t8], [EAGER._replace(device="cuda")], batch=1, shape=SIZE)
+        else:
+            speed.measure(["t8"], ["eager"], device="cuda", threads=1)
+    assert seen == [
+        {"TF32": "off in convolutions and off in matrix products", "cuDNN's benchmark mode": "on"}
+    ]
+    assert backends.arithmetic("cpu") == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_gpu_that_is_not_there_is_told(t8: Contestant) -> None:
+    with pytest.raises(ValueError, match="device 'cuda' is not there"):
+        measure([t8], [EAGER._replace(device="cuda")], batch=1, shape=SIZE)
+    with pytest.raises(Unavailable, match="CUDA graphs need a CUDA device"):
+        prepare(t8.model, torch.rand(1, 3, *SIZE), EAGER._replace(backend="cuda-graph"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["eager", "eager-nchw", "cuda-graph", "cuda-graph-nchw"])
+def test_a_gpu_computes_the_same(
+    name: str, dtype: str, image: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flag in ("allow_tf32", "benchmark"):  # to be restored
+        monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
+    backends.configure("cuda")
+    contestant = ours("sa12")[0]
+    with torch.no_grad():
+        expected = contestant.original(image)
+    row, run = check(contestant.model, image, Setting(name, dtype, "cuda", 1), expected)
+    assert run is not None, row.problem
+    again = relative_error([m.clone() for m in run()], run())
+    assert again < 1e-6, "a replay computes the same"
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "openvino"])

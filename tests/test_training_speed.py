@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastvit_dense.training_speed import Speed, Trainee, Workload, detectors, measure, table
+from fastvit_dense.training_speed import (
+    Speed,
+    Trainee,
+    Workload,
+    detectors,
+    device_name,
+    measure,
+    table,
+)
 
 RETINANET = str(Path(__file__).parents[1] / "configs/det/retinanet_fastvit-sa12_fpn_1x_coco.py")
 WORK = Workload(batch=1, shape=(64, 96), device="cpu", amp=False, objects=2)
@@ -41,6 +49,12 @@ def test_measure(model: dict) -> None:
     for speed in results.values():
         assert len(speed.seconds) == 2 and min(speed.seconds) > 0
         assert 50 * 2**20 < speed.memory < 8 * 2**30
+
+
+def test_a_gpu_is_named_by_its_index_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU of {device}")
+    assert device_name("cuda:1") == "GPU of cuda:1" and device_name("cuda") == "GPU of cuda"
+    assert "GPU" not in device_name("cpu")
 
 
 def test_table() -> None:

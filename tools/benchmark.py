@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 
 from fastvit_dense import part_times  # noqa: E402
-from fastvit_dense.backends import BACKENDS, DTYPES, Setting  # noqa: E402
+from fastvit_dense.backends import BACKENDS, DTYPES, Setting, configure  # noqa: E402
 from fastvit_dense.contestants import line_up  # noqa: E402
 from fastvit_dense.latency import measure  # noqa: E402
 from fastvit_dense.latency_report import environment, plot, table, write_json  # noqa: E402
@@ -60,6 +60,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     threads = torch.get_num_threads()
     batch = args.batch or (2 if args.device == "cuda" else 1)
+    configure(args.device)
     conditions = environment(args.device, threads, args.backend)
     conditions["OMP_WAIT_POLICY"] += f" ({POLICY})"
     print(

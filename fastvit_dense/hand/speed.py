@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import ARCHS
-from ..backends import Setting, Unavailable, prepare
-from ..devices import wait_for
+from ..backends import Setting, Unavailable, configure, prepare
+from ..devices import check_device, wait_for
 from ..latency import interleave, noise, probe, timing
 from ..random_statistics import randomise_statistics
 from .framing import frame_hand
@@ -33,7 +33,12 @@ SHAPE = (224, 224)  # of FreiHAND's images
 TOLERANCE = 1e-5  # metres between fused and unfused meshes, whatever runtime
 PAPER_FPS = {"ma36": 218}  # table 8, on an RTX 2080 Ti
 _HEAD_STD = 0.02  # of random weights: outputs of order 1
-_CHANNELS_LAST = ("eager", "compile", "openvino")  # the others take (B, C, H, W) in that order
+_CHANNELS_LAST = (
+    "eager",
+    "cuda-graph",
+    "compile",
+    "openvino",
+)  # the others take (B, C, H, W) in that order
 _DRAWN_EVERY = 10  # rounds: drawing takes longer than all else, and does not count
 
 
@@ -87,6 +92,8 @@ def measure(
     Raises:
         ValueError: there is no such variant, backend or device.
     """
+    check_device(device)
+    configure(device)
     image = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
     rows, passes = list[Row](), dict[int, _Pass]()
     for arch in archs:
