@@ -553,3 +553,10 @@ def test_tool(tmp_path: Path) -> None:
     assert "| fastvit_t8 | eager | float32 | 3.1" in text
     assert "- tensorrt, float32 (fastvit_t8): TensorRT runs on CUDA devices" in text
     assert len(json.loads(path.read_text())["rows"]) == 2
+
+
+def test_tool_on_a_baseline_that_cannot_be_fused() -> None:
+    text = run_tool(
+        "tools/benchmark.py", "--arch", "--against", "mobilevitv2_050", "--device", "cpu", fails=True
+    )  # fmt: skip
+    assert "benchmark: baseline mobilevitv2_050 cannot be fused" in text and "Traceback" not in text

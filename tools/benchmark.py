@@ -8,6 +8,7 @@ python tools/benchmark.py --config configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-
 
 import argparse
 import os
+import sys
 import time
 
 # Idle OpenMP threads that spin slow down whatever else runs on the same cores, here the other runtimes.
@@ -95,4 +96,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"benchmark: {error}")
