@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .devices import wait_for
 from .export_report import first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,13 +43,43 @@ class Setting(NamedTuple):
     threads: int
 
 
+def configure(device: str) -> None:
+    """Fix what PyTorch leaves open on CUDA: float32 in full, and cuDNN's fastest algorithm for each shape.
+
+    By default cuDNN's float32 convolutions round to TF32, 10 bits of mantissa, and are off by 1e-3.
+
+    Args:
+        device: cpu, cuda or cuda:0.
+    """
+    if torch.device(device).type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+
+
+def arithmetic(device: str) -> dict[str, str]:
+    """How PyTorch computes float32 on CUDA and chooses cuDNN's algorithms, for the conditions of a run.
+
+    Args:
+        device: cpu, cuda or cuda:0; nothing is left open on a CPU.
+    """
+    if torch.device(device).type != "cuda":
+        return {}
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    on = {True: "on", False: "off"}
+    return {
+        "TF32": f"{on[convolutions]} in convolutions and {on[products]} in matrix products",
+        "cuDNN's benchmark mode": on[torch.backends.cudnn.benchmark],
+    }
+
+
 def prepare(model: nn.Module, image: Tensor, setting: Setting) -> Run:
     """Bring a model into a runtime.
 
     Args:
-        model: in eval mode, float32, on the CPU; it is copied. Takes a batch of images and returns a
-            sequence of maps.
-        image: (B, C, H, W), float32, on the CPU. The runtime may be specialised to its shape.
+        model: in eval mode, float32; it is copied. Takes a batch of images and returns a sequence of
+            maps.
+        image: (B, C, H, W), float32. The runtime may be specialised to its shape.
         setting: backend, dtype, device and threads.
 
     Returns:
@@ -141,17 +172,67 @@ def _in_torch(
     memory_format: torch.memory_format,
     wrap: Callable[[nn.Module], Callable[..., Any]] = lambda model: model,
 ) -> Run:
+    forward = _forward(model, image, setting, memory_format, wrap)
+
+    def run() -> list[Tensor]:
+        maps = forward()
+        wait_for(setting.device)
+        return maps
+
+    return run
+
+
+def _forward(
+    model: nn.Module,
+    image: Tensor,
+    setting: Setting,
+    memory_format: torch.memory_format,
+    wrap: Callable[[nn.Module], Callable[..., Any]] = lambda model: model,
+) -> Run:
+    """A pass that is asked for, not waited for."""
     target: dict[str, Any] = dict(
         device=setting.device, dtype=DTYPES[setting.dtype], memory_format=memory_format
     )
     function = wrap(copy.deepcopy(model).to(**target))
     x = image.to(**target)
 
-    def run() -> list[Tensor]:
+    def forward() -> list[Tensor]:
         with torch.inference_mode():
-            maps = list(function(x))
-        if setting.device == "cuda":
-            torch.cuda.synchronize()
+            return list(function(x))
+
+    return forward
+
+
+def _cuda_graph(model: nn.Module, image: Tensor, setting: Setting) -> Run:
+    return _captured(model, image, setting, torch.channels_last)
+
+
+def _cuda_graph_nchw(model: nn.Module, image: Tensor, setting: Setting) -> Run:
+    return _captured(model, image, setting, torch.contiguous_format)
+
+
+def _captured(
+    model: nn.Module, image: Tensor, setting: Setting, memory_format: torch.memory_format
+) -> Run:
+    """Eager kernels without PyTorch's time to launch them: recorded once, then replayed as one."""
+    if setting.device != "cuda":
+        raise Unavailable("CUDA graphs need a CUDA device: use --device cuda")
+    forward = _forward(model, image, setting, memory_format)
+    # A capture may neither choose algorithms nor allocate workspaces: both happen before it, on the
+    # stream that is captured.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            forward()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        maps = forward()
+
+    def run(held: Run = forward) -> list[Tensor]:  # with the weights and the image the graph reads
+        graph.replay()
+        wait_for(setting.device)
         return maps
 
     return run
@@ -195,8 +276,10 @@ def _onnxruntime(model: nn.Module, image: Tensor, setting: Setting) -> Run:
         provider, dtype = "CUDAExecutionProvider", DTYPES[setting.dtype]
         if provider not in ort.get_available_providers():
             raise Unavailable("this ONNX Runtime is the one for CPUs: onnxruntime-gpu has CUDA")
+        providers: list[Any] = [(provider, {"use_tf32": "0"})]  # float32 in full, as in PyTorch
     else:
         provider, dtype = "CPUExecutionProvider", torch.float32
+        providers = [provider]
         if setting.dtype == "float16":
             raise Unavailable("ONNX Runtime on a CPU computes float16 models in float32")
         options.intra_op_num_threads = setting.threads
@@ -205,7 +288,9 @@ def _onnxruntime(model: nn.Module, image: Tensor, setting: Setting) -> Run:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     model = copy.deepcopy(model).to(device=setting.device, dtype=dtype)
     x = image.to(device=setting.device, dtype=dtype)
-    session = ort.InferenceSession(to_onnx(model, x), options, providers=[provider])
+    session = ort.InferenceSession(to_onnx(model, x), options, providers=providers)
+    if session.get_providers()[0] != provider:  # a library is missing: it goes on with the CPU
+        raise Unavailable(f"ONNX Runtime cannot load its {provider}: see what it logged")
     name = session.get_inputs()[0].name
     if setting.device == "cpu":
         inputs = {name: x.numpy()}
@@ -219,6 +304,8 @@ def _onnxruntime(model: nn.Module, image: Tensor, setting: Setting) -> Run:
         binding.bind_output(output.name, "cuda", 0, numpy_dtype, tuple(m.shape), m.data_ptr())
 
     def run(x: Tensor = x) -> list[Tensor]:  # the image has to outlive this function
+        # ONNX Runtime has a stream of its own: PyTorch's, which wrote the image, has to be done.
+        torch.cuda.synchronize()
         session.run_with_iobinding(binding)
         torch.cuda.synchronize()
         return maps
@@ -296,12 +383,15 @@ def _tensorrt(model: nn.Module, image: Tensor, setting: Setting) -> Run:
     tensors = {}
     for i in range(engine.num_io_tensors):
         name = engine.get_tensor_name(i)
-        tensors[name] = torch.empty(tuple(engine.get_tensor_shape(name)), device="cuda")
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            # The caller's own tensor, if it is there already: what is written to it later is read.
+            tensors[name] = image.to("cuda").contiguous()
+        else:
+            tensors[name] = torch.empty(tuple(engine.get_tensor_shape(name)), device="cuda")
         context.set_tensor_address(name, tensors[name].data_ptr())
-    names = list(tensors)
-    tensors[names[0]].copy_(image)
-    maps = [tensors[name] for name in names[1:]]
+    maps = list(tensors.values())[1:]
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which brings the image
     context.execute_async_v3(stream.cuda_stream)  # the first run allocates, which a graph may not
     stream.synchronize()
     cuda_graph = torch.cuda.CUDAGraph()
@@ -319,6 +409,8 @@ def _tensorrt(model: nn.Module, image: Tensor, setting: Setting) -> Run:
 BACKENDS: dict[str, Callable[[nn.Module, Tensor, Setting], Run]] = {
     "eager": _eager,  # channels_last, the faster memory format
     "eager-nchw": _eager_nchw,
+    "cuda-graph": _cuda_graph,  # eager's kernels, replayed
+    "cuda-graph-nchw": _cuda_graph_nchw,
     "compile": _compile,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,

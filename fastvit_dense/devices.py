@@ -39,6 +39,16 @@ def describe_device(device: str) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
+def wait_for(device: str | torch.device) -> None:
+    """Return when a device has done all it was asked for. A CPU has: its calls return when they are done.
+
+    Args:
+        device: cpu, cuda or cuda:0.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def usable_cores() -> int:
     """Cores that this process may use, by its affinity and the quota of its container."""
     has_affinity = hasattr(os, "sched_getaffinity")

@@ -2,23 +2,23 @@
 
 The protocol is the FastViT paper's: 100 passes to warm up, 100 timed, their median. What is new is that
 all candidates take turns, so that a change of the machine's clock or load hits all alike, that outputs
-are compared before anything is timed, and that the machine's own speed is measured in the same turns.
+are compared before anything is timed, and that a matrix product takes its turn, too: when its time
+varies, something else runs on the machine.
 """
 
-import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import roofline
-from .backends import DTYPES, Run, Setting, Unavailable, prepare, relative_error
-from .complexity import count_parameters
+from .backends import Run, Setting, Unavailable, configure, prepare, relative_error
+from .complexity import count_macs, count_parameters
 from .contestants import Contestant
+from .devices import check_device, wait_for
 
 Key = TypeVar("Key", bound=Hashable)
 Clock = Callable[[], float]
@@ -29,6 +29,7 @@ TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}
 # The machine's matrix product varies by less than this when nothing else runs.
 MAX_SPREAD = 1.25
 MAX_DRIFT = 1.1
+_PROBE_SIDE = {"cpu": 1024, "cuda": 4096}  # of the matrices; a few ms
 
 
 class Timing(NamedTuple):
@@ -58,8 +59,6 @@ class Row(NamedTuple):
             where there was no output.
         problem: why it was not timed; None where it was.
         seconds: of each timed pass.
-        product_limit: seconds that the model's arithmetic takes as one matrix product of this dtype.
-        roofline: seconds that the layers take at least, arithmetic or memory, one after the other.
     """
 
     name: str
@@ -70,22 +69,6 @@ class Row(NamedTuple):
     error: float | None
     problem: str | None
     seconds: list[float]
-    product_limit: float = math.nan
-    roofline: float = math.nan
-
-
-class Machine(NamedTuple):
-    """What the machine did in the same rounds as the candidates.
-
-    Attributes:
-        peaks: for each dtype the rate of its matrix product and of the copy.
-        products: seconds of each timed matrix product, for each dtype.
-        warnings: what says that the figures are not to be trusted; empty on a quiet machine.
-    """
-
-    peaks: dict[str, roofline.Peak]
-    products: dict[str, list[float]]
-    warnings: list[str]
 
 
 def timing(seconds: Sequence[float]) -> Timing:
@@ -145,8 +128,8 @@ def measure(
     warmup: int = 100,
     runs: int = 100,
     clock: Clock = time.perf_counter,
-) -> tuple[list[Row], Machine]:
-    """Check and time models in several settings, all in turn, and the machine's limits among them.
+) -> tuple[list[Row], list[str]]:
+    """Check and time models in several settings, all in turn, on random images.
 
     Args:
         contestants: models; one that names its backends is measured in those alone, in float32.
@@ -159,11 +142,12 @@ def measure(
             latency with one thread alone.
 
     Returns:
-        A row for each model and setting, in the order given, and what the machine did meanwhile.
+        A row for each model and setting, in the order given, and warnings about the machine: none where
+        it was quiet.
 
     Raises:
-        ValueError: there is no model or no setting, or a setting names what does not exist; CPU time
-            is asked for with several threads, or on a GPU.
+        ValueError: there is no model or no setting, or a setting names what does not exist, such as a
+            GPU; CPU time is asked for with several threads, or on a GPU.
     """
     if clock is time.process_time and any(s.threads > 1 or s.device == "cuda" for s in settings):
         raise ValueError(
@@ -172,13 +156,11 @@ def measure(
         )
     if not contestants or not settings:
         raise ValueError("expected at least one model and one backend with a dtype, got none")
-    if settings[0].device == "cuda":
-        # Otherwise "float32" convolutions would be computed with 10 bits of mantissa.
-        torch.backends.cudnn.allow_tf32 = False
+    check_device(settings[0].device)
+    configure(settings[0].device)
     image = torch.rand(batch, 3, *shape, generator=torch.Generator().manual_seed(0)) - 0.5
     rows: list[Row] = []
-    calls: dict[Hashable, Run] = {}
-    layers: list[list[roofline.Layer]] = []
+    calls: dict[Any, Callable[[], object]] = {}
     pairs = [(c, s) for c in contestants for s in _settings_of(c, settings)]
     seen: Contestant | None = None
     for contestant, setting in tqdm(pairs, desc="models", disable=None):
@@ -186,21 +168,17 @@ def measure(
             seen = contestant
             with torch.inference_mode():
                 expected = list(contestant.original(image))
-            its_layers = roofline.list_layers(contestant.model, (batch, 3, *shape))
+            macs = count_macs(contestant.model, (batch, 3, *shape))
         row, run = check(contestant.model, image, setting, expected)
-        rows.append(row._replace(name=contestant.name, macs=sum(x.flops for x in its_layers) // 2))
-        layers.append(its_layers)
+        rows.append(row._replace(name=contestant.name, macs=macs))
         if run is not None:
             calls[len(rows) - 1] = run
-    seconds, machine = _time_with_probes(calls, rows, settings[0].device, warmup, runs, clock)
-    for i, passes in seconds.items():
-        peak, itemsize = machine.peaks[rows[i].dtype], DTYPES[rows[i].dtype].itemsize
-        rows[i] = rows[i]._replace(
-            seconds=passes,
-            product_limit=roofline.product_limit(layers[i], peak),
-            roofline=roofline.roofline(layers[i], peak, itemsize),
-        )
-    return rows, machine
+    calls["probe"] = probe(settings[0].device)
+    times = interleave(calls, warmup=warmup, runs=runs, clock=clock)
+    products = times.pop("probe")
+    for i, seconds in times.items():
+        rows[i] = rows[i]._replace(seconds=seconds)
+    return rows, noise(products)
 
 
 def check(
@@ -236,27 +214,43 @@ def check(
     return row, run if problem is None else None
 
 
-def noise(products: Mapping[str, Sequence[float]]) -> list[str]:
-    """What the machine's matrix product says about the machine: a line for each thing that is off.
+def probe(device: str) -> Callable[[], object]:
+    """A matrix product in float32, for :func:`noise`; finished on the device when it returns.
 
     Args:
-        products: seconds of the timed passes, in order, for each dtype.
+        device: cpu, cuda or cuda:0.
+    """
+    side = _PROBE_SIDE[torch.device(device).type]
+    a = torch.rand(side, side, device=device)
+    out = torch.empty_like(a)
+
+    def run() -> None:
+        torch.mm(a, a, out=out)
+        wait_for(device)
+
+    return run
+
+
+def noise(products: Sequence[float]) -> list[str]:
+    """What a matrix product's time says about the machine: a line for each thing that is off.
+
+    Args:
+        products: seconds of the timed passes of :func:`probe`, in order.
     """
     found = []
-    for dtype, seconds in products.items():
-        spread = timing(seconds).spread
-        if spread > MAX_SPREAD:
-            found.append(
-                f"the machine is noisy: its {dtype} matrix product varies by a factor of {spread:.2f} "
-                "(p90 over p10). Compare rows of this run with each other only, or stop what else runs."
-            )
-        part = max(1, len(seconds) // 5)
-        drift = timing(seconds[-part:]).median / timing(seconds[:part]).median
-        if not 1 / MAX_DRIFT < drift < MAX_DRIFT:
-            found.append(
-                f"the machine's clock drifted: its {dtype} matrix product took {drift:.2f} times as long "
-                "after the run as before."
-            )
+    spread = timing(products).spread
+    if spread > MAX_SPREAD:
+        found.append(
+            f"the machine is noisy: a matrix product's time varies by a factor of {spread:.2f} (p90 over "
+            "p10). Compare rows of this run with each other only, or stop what else runs."
+        )
+    part = max(1, len(products) // 5)
+    drift = timing(products[-part:]).median / timing(products[:part]).median
+    if not 1 / MAX_DRIFT < drift < MAX_DRIFT:
+        found.append(
+            f"the machine's clock drifted: a matrix product took {drift:.2f} times as long at the end of "
+            "the run as at its beginning."
+        )
     return found
 
 
@@ -264,47 +258,3 @@ def _settings_of(contestant: Contestant, settings: Sequence[Setting]) -> Sequenc
     if contestant.backends is None:
         return settings
     return [settings[0]._replace(backend=b, dtype="float32") for b in contestant.backends]
-
-
-def _time_with_probes(
-    calls: Mapping[Hashable, Run],
-    rows: Sequence[Row],
-    device: str,
-    warmup: int,
-    runs: int,
-    clock: Clock,
-) -> tuple[dict[int, list[float]], Machine]:
-    """Time the calls, with matrix products of each dtype and a copy among them in every round.
-
-    The limit is the fastest product's: a smaller one would flatter the models.
-    """
-    dtypes = list(dict.fromkeys(rows[i].dtype for i in calls if isinstance(i, int)))
-    products: dict[Hashable, Callable[[], object]] = {
-        (dtype, side): _finished(roofline.matrix_product(side, DTYPES[dtype], device), device)
-        for dtype in dtypes
-        for side in roofline.SIDES[device]
-    }
-    probes = {**products, "copy": _finished(roofline.memory_copy(device), device)}
-    times = interleave({**probes, **calls}, warmup=warmup, runs=runs, clock=clock)
-    bandwidth = 2 * roofline.COPY_BYTES / timing(times["copy"]).median
-    peaks, best = {}, {}
-    for dtype in dtypes:
-        rates = {
-            side: 2 * side**3 / timing(times[dtype, side]).median for side in roofline.SIDES[device]
-        }
-        side = max(rates, key=lambda side: rates[side])
-        peaks[dtype], best[dtype] = roofline.Peak(rates[side], bandwidth), times[dtype, side]
-    seconds = {i: times[i] for i in calls if isinstance(i, int)}
-    return seconds, Machine(peaks, best, noise(best))
-
-
-def _finished(call: Callable[[], object], device: str) -> Callable[[], object]:
-    """The same call, finished on the device when it returns."""
-    if device == "cpu":
-        return call
-
-    def run() -> None:
-        call()
-        torch.cuda.synchronize()
-
-    return run

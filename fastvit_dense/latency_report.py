@@ -10,17 +10,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from . import backends
-from .latency import Machine, Row, timing
+from .latency import Row, timing
 from .training_speed import device_name
 
 COLUMNS = (
     "model", "backend", "dtype", "params, M", "MACs, G", "error", "ms (median)", "p10", "p90",
-    "p90/p10", "speed-up", "x product limit", "x roofline",
+    "p90/p10", "speed-up",
 )  # fmt: skip
 
 
 def environment(device: str, threads: int, used: Sequence[str]) -> dict[str, str]:
-    """The conditions of a run: processor, threads, versions, and how idle OpenMP threads wait.
+    """The conditions of a run: processor, threads, versions, how idle OpenMP threads wait, and on CUDA
+    what :func:`fastvit_dense.backends.arithmetic` tells.
 
     Args:
         device: cpu or cuda.
@@ -32,6 +33,7 @@ def environment(device: str, threads: int, used: Sequence[str]) -> dict[str, str
         "threads": str(threads),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         **backends.versions(used),
+        **backends.arithmetic(device),
     }
 
 
@@ -55,12 +57,12 @@ def reference_row(rows: Sequence[Row], name: str | None = None) -> Row | None:
     return timed[0] if timed else None
 
 
-def table(rows: Sequence[Row], machine: Machine, *, reference: str | None = None) -> str:
-    """A Markdown table of all rows, what could not be measured and why, and the machine's limits.
+def table(rows: Sequence[Row], warnings: Sequence[str], *, reference: str | None = None) -> str:
+    """A Markdown table of all rows, what could not be measured and why, and warnings.
 
     Args:
         rows: of :func:`fastvit_dense.latency.measure`.
-        machine: likewise.
+        warnings: likewise.
         reference: model whose first row speed-ups refer to; None means the first row.
 
     Raises:
@@ -76,9 +78,8 @@ def table(rows: Sequence[Row], machine: Machine, *, reference: str | None = None
             t = timing(row.seconds)
             cells += [f"{1e3 * s:.2f}" for s in (t.median, t.p10, t.p90)]
             cells += [f"{t.spread:.2f}", f"{timing(base.seconds).median / t.median:.2f}"]
-            cells += [f"{t.median / limit:.2f}" for limit in (row.product_limit, row.roofline)]
         elif row.error is not None:
-            cells += ["WRONG OUTPUT", *["-"] * 6]
+            cells += ["WRONG OUTPUT", *["-"] * 4]
         if len(cells) == len(COLUMNS):
             lines.append("| " + " | ".join(cells) + " |")
         if row.problem:
@@ -90,19 +91,14 @@ def table(rows: Sequence[Row], machine: Machine, *, reference: str | None = None
     lines.append("")
     if base:
         lines.append(f"Speed-up: against {base.name}, {base.backend}, {base.dtype}.")
-    for dtype, peak in machine.peaks.items():
-        lines.append(
-            f"Limits, {dtype}: matrix product {peak.flops / 1e9:.0f} GFLOP/s, copy "
-            f"{peak.bandwidth / 1e9:.1f} GB/s, measured in the same rounds."
-        )
-    lines += [f"WARNING: {warning}" for warning in machine.warnings]
+    lines += [f"WARNING: {warning}" for warning in warnings]
     return "\n".join(lines)
 
 
 def write_json(
     path: str | Path,
     rows: Sequence[Row],
-    machine: Machine,
+    warnings: Sequence[str],
     *,
     conditions: dict[str, str],
     arguments: dict[str, Any],
@@ -112,7 +108,7 @@ def write_json(
     Args:
         path: file to write.
         rows: of :func:`fastvit_dense.latency.measure`.
-        machine: likewise.
+        warnings: likewise.
         conditions: of :func:`environment`.
         arguments: what the run was asked for.
     """
@@ -126,16 +122,14 @@ def write_json(
     content = dict(
         conditions=conditions,
         arguments=arguments,
-        peaks={dtype: peak._asdict() for dtype, peak in machine.peaks.items()},
-        matrix_products=machine.products,
-        warnings=machine.warnings,
+        warnings=list(warnings),
         rows=entries,
     )
     Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
-    """Draw the medians as horizontal bars, with whiskers from p10 to p90 and a tick at the roofline.
+    """Draw the medians as horizontal bars, with whiskers from p10 to p90.
 
     Args:
         rows: of :func:`fastvit_dense.latency.measure`; those without times are left out.
@@ -159,10 +153,9 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
         axes.barh(i, 1e3 * t.median, color=colors[key], height=0.75, label=", ".join(key))
         whisker = [[1e3 * (t.median - t.p10)], [1e3 * (t.p90 - t.median)]]
         axes.errorbar(1e3 * t.median, i, xerr=whisker, color="black", capsize=2, linewidth=1)
-        axes.plot([1e3 * row.roofline] * 2, [i - 0.37, i + 0.37], color="black", linewidth=1.5)
     axes.set_yticks(range(len(timed)), [row.name for row in timed], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("ms a pass: median, p10 to p90; black tick: roofline limit")
+    axes.set_xlabel("ms a pass: median, p10 to p90")
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()

@@ -396,6 +396,70 @@ def modulated_deform_conv_backward(
         out.copy_(grad)
 
 
+def _attend(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """Deformable attention as mmcv computes it on a CPU, in float32 at least: (N, Q, M * D)."""
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    dtype = _working_dtype(value, locations, weights)
+    # Numbers, not a tensor: on CUDA the function would wait for the device at each of them, here once.
+    sizes = shapes.tolist()
+    return multi_scale_deformable_attn_pytorch(
+        value.to(dtype), sizes, locations.to(dtype), weights.to(dtype)
+    )
+
+
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Multi-scale deformable attention: sums of maps sampled bilinearly, zero outside of them.
+
+    With M heads of D channels, Q queries, L levels, P points a level, and S cells in all levels. One
+    PyTorch function serves all devices: slower than mmcv's CUDA kernel, and with larger intermediate
+    tensors, (N * M, D, Q, L * P). It waits for the device once, to read the sizes of the levels.
+
+    Args:
+        value: (N, S, M, D), the levels one behind the other, each row by row.
+        value_spatial_shapes: (L, 2), height and width of each level.
+        value_level_start_index: (L,), not used: it follows from the sizes.
+        sampling_locations: (N, Q, M, L, P, 2) as x, y; 0 to 1 over the level.
+        attention_weights: (N, Q, M, L, P).
+        im2col_step: images that mmcv's kernel takes at once; not used.
+
+    Returns:
+        (N, Q, M * D) of the dtype of ``value``.
+    """
+    return _attend(value, value_spatial_shapes, sampling_locations, attention_weights).to(value)
+
+
+def ms_deform_attn_backward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    im2col_step: int,
+) -> None:
+    """Differentiates the forward pass, done once more; writes the three gradients."""
+    with torch.enable_grad():
+        inputs = [
+            x.detach().requires_grad_() for x in (value, sampling_locations, attention_weights)
+        ]
+        out = _attend(inputs[0], value_spatial_shapes, *inputs[1:])
+        grads = torch.autograd.grad(out, inputs, grad_output.to(out))
+    written = (grad_value, grad_sampling_loc, grad_attn_weight)
+    for out, grad in zip(written, grads, strict=True):
+        out.copy_(grad)
+
+
 # NOTE: roi_pool is not among them. torchvision's rounds a roi to whole cells before it splits it,
 # mmcv's does not, so they differ.
 OPERATORS: tuple[Callable[..., Any], ...] = (
@@ -412,4 +476,6 @@ OPERATORS: tuple[Callable[..., Any], ...] = (
     deform_conv_backward_parameters,
     modulated_deform_conv_forward,
     modulated_deform_conv_backward,
+    ms_deform_attn_forward,
+    ms_deform_attn_backward,
 )

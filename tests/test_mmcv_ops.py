@@ -90,10 +90,12 @@ def run_roi_align(
     return out, grad_x
 
 
-def run_deform_conv(ext: ModuleType) -> dict[str, torch.Tensor]:
+def run_deform_conv(ext: ModuleType, device: str = "cpu") -> dict[str, torch.Tensor]:
     """4 to 6 channels, kernel 3x2, two groups, two deformable groups, uneven everything."""
-    x, weight, offset = random(1, 2, 4, 9, 8), random(2, 6, 2, 3, 2), random(3, 2, 24, 5, 9)
-    mask, bias, grad = random(4, 2, 12, 5, 9).sigmoid(), random(5, 6), random(6, 2, 6, 5, 9)
+    inputs = random(1, 2, 4, 9, 8), random(2, 6, 2, 3, 2), random(3, 2, 24, 5, 9)
+    x, weight, offset = (t.to(device) for t in inputs)
+    inputs = random(4, 2, 12, 5, 9).sigmoid(), random(5, 6), random(6, 2, 6, 5, 9)
+    mask, bias, grad = (t.to(device) for t in inputs)
     sizes = dict(kW=2, kH=3, dW=1, dH=2, padW=1, padH=2, dilationW=1, dilationH=2)
     sizes |= dict(group=2, deformable_group=2, im2col_step=2)
     empty = x.new_empty(0)
@@ -121,6 +123,34 @@ def run_deform_conv(ext: ModuleType) -> dict[str, torch.Tensor]:
         for name, value in zip(("x", "weight", "bias", "offset", "mask"), grads, strict=True):
             results[f"modulated_{with_bias}_by_{name}"] = value
     return results
+
+
+LEVELS = ((3, 4), (2, 1), (5, 2))
+
+
+def attention_inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Value (2, 24, 2, 3), locations (2, 5, 2, 3, 2, 2), some of them outside, and weights."""
+    rng = np.random.RandomState(30)
+    value, locations = rng.randn(2, 24, 2, 3), rng.rand(2, 5, 2, 3, 2, 2) * 1.6 - 0.3
+    weights = rng.rand(2, 5, 2, 3, 2)
+    return tuple(torch.from_numpy(x).to(dtype) for x in (value, locations, weights))
+
+
+def attend(value: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """mmcv's path on CUDA, which asks the extension, whatever the device."""
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    shapes = torch.tensor(LEVELS, device=value.device)
+    starts = torch.tensor([0, 12, 14], device=value.device)
+    return MultiScaleDeformableAttnFunction.apply(value, shapes, starts, locations, weights, 64)
+
+
+def with_gradients(*inputs: torch.Tensor) -> list[torch.Tensor]:
+    """Output of `attend` and, for a gradient that differs from element to element, those of its inputs."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = attend(*leaves)
+    grad = random(31, *out.shape).to(out)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
 def outputs(ext: ModuleType) -> dict[str, np.ndarray]:
@@ -229,6 +259,22 @@ def plain_focal_loss(logit: float, positive: bool, gamma: float, alpha: float) -
     return -(1 - alpha) * p**gamma * math.log(1 - p)
 
 
+def plain_attention(value: np.ndarray, locations: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Deformable DETR's equation 3, a sample at a time; cells outside of a level are 0."""
+    images, _, heads, channels = value.shape
+    out = np.zeros((images, locations.shape[1], heads, channels))
+    for n, q, m, level, p in np.ndindex(*weights.shape):
+        height, width = LEVELS[level]
+        start = sum(h * w for h, w in LEVELS[:level])
+        x, y = locations[n, q, m, level, p] * (width, height) - 0.5  # cells' middles are whole
+        for row in (math.floor(y), math.floor(y) + 1):
+            for column in (math.floor(x), math.floor(x) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    near = (1 - abs(y - row)) * (1 - abs(x - column)) * weights[n, q, m, level, p]
+                    out[n, q, m] += near * value[n, start + row * width + column, m]
+    return out.reshape(images, -1, heads * channels)
+
+
 # ---- against compiled mmcv ----------------------------------------------------------------------
 
 
@@ -265,7 +311,10 @@ def test_agrees_with_compiled_mmcv():
 def ops(monkeypatch):
     """``mmcv.ops`` on our functions, even where compiled ones are installed."""
     ops = pytest.importorskip("mmcv.ops")
-    for name in ("nms", "roi_align", "focal_loss", "deform_conv", "modulated_deform_conv"):
+    for name in (
+        "nms", "roi_align", "focal_loss", "deform_conv", "modulated_deform_conv",
+        "multi_scale_deform_attn",
+    ):  # fmt: skip
         monkeypatch.setattr(sys.modules[f"mmcv.ops.{name}"], "ext_module", stand_in())
     return ops
 
@@ -428,13 +477,103 @@ def test_deformable_convolution_without_offsets_is_convolution(ops):
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_deformable_attention(ops):
+    inputs = attention_inputs(torch.float64)
+    expected = plain_attention(*(x.numpy() for x in inputs))
+    np.testing.assert_allclose(attend(*inputs).numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_deformable_attention_gradient(ops):
+    inputs = [x.requires_grad_() for x in attention_inputs(torch.float64)]
+    assert torch.autograd.gradcheck(attend, inputs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tight"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)]
+)
+def test_deformable_attention_in_low_precision(ops, dtype, tight):
+    inputs = attention_inputs(dtype)
+    expected = with_gradients(*(x.double() for x in inputs))
+    for ours, exact in zip(with_gradients(*inputs), expected, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), exact, rtol=tight, atol=tight)
+
+
+def test_deformable_attention_under_autocast(ops):
+    value, locations, weights = attention_inputs(torch.float32)
+    inputs = value.bfloat16(), locations, weights  # what the layers before it give there
+    expected = with_gradients(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = with_gradients(*inputs)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_deformable_attention_of_strided_inputs(ops):
+    inputs = attention_inputs(torch.float64)
+    strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in inputs]
+    assert not any(x.is_contiguous() for x in strided)
+    for ours, expected in zip(with_gradients(*strided), with_gradients(*inputs), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("needed", range(3))
+def test_deformable_attention_with_one_gradient(ops, needed):
+    inputs = attention_inputs(torch.float64)
+    expected = with_gradients(*inputs)
+    leaves = [x.requires_grad_(i == needed) for i, x in enumerate(inputs)]
+    out = attend(*leaves)
+    out.backward(random(31, *out.shape).to(out))
+    for i, leaf in enumerate(leaves):
+        if i == needed:
+            torch.testing.assert_close(leaf.grad, expected[1 + i])
+        else:
+            assert leaf.grad is None
+
+
+@pytest.mark.filterwarnings("ignore:You'd better set embed_dims:UserWarning")
+def test_deformable_attention_module_computes_the_same_on_both_paths(ops, monkeypatch):
+    module = ops.MultiScaleDeformableAttention(6, 2, 3, 2, dropout=0.0).double()
+    for parameter in module.parameters():  # as they begin, offsets and weights depend on no query
+        torch.nn.init.normal_(parameter, std=0.5)
+    rng = np.random.RandomState(32)
+    arguments = dict(
+        query=torch.from_numpy(rng.randn(7, 2, 6)).requires_grad_(),
+        value=torch.from_numpy(rng.randn(24, 2, 6)).requires_grad_(),
+        reference_points=torch.from_numpy(rng.rand(2, 7, 3, 2)),
+        spatial_shapes=torch.tensor(LEVELS),
+        level_start_index=torch.tensor([0, 12, 14]),
+    )
+    leaves = [arguments["query"], arguments["value"], *module.parameters()]
+
+    def run() -> list[torch.Tensor]:
+        out = module(**arguments)
+        return [out, *torch.autograd.grad(out, leaves, random(33, *out.shape).double())]
+
+    expected = run()
+    # CUDA and MLU take the same branch, and that a tensor is on an MLU can be claimed here.
+    owner = sys.modules["mmcv.ops.multi_scale_deform_attn"]
+    calls = []
+    forward = owner.ext_module.ms_deform_attn_forward
+    monkeypatch.setattr(
+        owner.ext_module,
+        "ms_deform_attn_forward",
+        lambda *a, **k: calls.append(1) or forward(*a, **k),
+    )
+    monkeypatch.setattr(owner, "IS_MLU_AVAILABLE", True)
+    monkeypatch.setattr(torch.Tensor, "is_mlu", True, raising=False)
+    for ours, theirs in zip(run(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert calls == [1]
+
+
 # ---- errors, and which implementation is in use -------------------------------------------------
 
 
 def test_missing_operators_say_so_when_called():
     ext = stand_in()
-    operator = ext.ms_deform_attn_forward  # looking it up is what mmcv does on import
-    with pytest.raises(NotImplementedError, match=r"'ms_deform_attn_forward'.*pip install.*mmcv=="):
+    operator = ext.carafe_forward  # looking it up is what mmcv does on import
+    with pytest.raises(NotImplementedError, match=r"'carafe_forward'.*pip install.*mmcv=="):
         operator(1, 2, im2col_step=3)
     assert not hasattr(ext, "__path__")
 
@@ -494,27 +633,36 @@ def test_a_broken_mmcv_is_not_called_missing(fake_mmcv):
 
 
 @pytest.mark.gpu
-def test_a_gpu_agrees_with_the_cpu():
+def test_a_gpu_agrees_with_the_cpu(ops, pytestconfig):
+    device = pytestconfig.getoption("--device")
     ext = stand_in()
     boxes, scores = boxes_and_scores(500, seed=20, whole=True)
     for offset in (0, 1):
         expected = ext.nms(boxes, scores, iou_threshold=0.5, offset=offset)
-        kept = ext.nms(boxes.cuda(), scores.cuda(), iou_threshold=0.5, offset=offset)
-        assert kept.is_cuda and kept.tolist() == expected.tolist()
+        kept = ext.nms(boxes.to(device), scores.to(device), iou_threshold=0.5, offset=offset)
+        assert kept.device == boxes.to(device).device and kept.tolist() == expected.tolist()
     for dtype, tight in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 1e-2)):
         x, rois = maps_and_rois(dtype)
         for aligned in (False, True):
             expected = run_roi_align(ext, x, rois, **pooling(aligned, 0))
-            got = run_roi_align(ext, x.cuda(), rois.cuda(), **pooling(aligned, 0))
+            got = run_roi_align(ext, x.to(device), rois.to(device), **pooling(aligned, 0))
             for a, b in zip(got, expected, strict=True):
                 torch.testing.assert_close(a.cpu(), b, rtol=tight, atol=tight)
     logits, target, none = random(21, 30, 4), torch.arange(30) % 5, torch.empty(0)
     for name in ("sigmoid_focal_loss_forward", "sigmoid_focal_loss_backward"):
-        expected, got = torch.zeros(30, 4), torch.zeros(30, 4, device="cuda")
+        expected, got = torch.zeros(30, 4), torch.zeros(30, 4, device=device)
         getattr(ext, name)(logits, target, none, expected, gamma=2.0, alpha=0.25)
-        args = (logits.cuda(), target.cuda(), none.cuda(), got)
+        args = (logits.to(device), target.to(device), none.to(device), got)
         getattr(ext, name)(*args, gamma=2.0, alpha=0.25)
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-5, atol=1e-6)
+    on_gpu = run_deform_conv(ext, device)
+    for key, expected in run_deform_conv(ext).items():
+        torch.testing.assert_close(on_gpu[key].cpu(), expected, rtol=1e-4, atol=1e-4)
+    for dtype, tight in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 1e-2)):
+        inputs = attention_inputs(dtype)
+        on_gpu = with_gradients(*(x.to(device) for x in inputs))
+        for a, b in zip(on_gpu, with_gradients(*inputs), strict=True):
+            torch.testing.assert_close(a.cpu(), b, rtol=tight, atol=tight)
 
 
 if __name__ == "__main__":

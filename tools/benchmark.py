@@ -1,5 +1,5 @@
-"""Latency of fused backbones in several runtimes, checked against eager float32, and how far each is
-from the machine's limit; or of a whole detector, segmentor or hand model, part by part.
+"""Latency of fused backbones in several runtimes, checked against eager float32; or of a whole detector,
+segmentor or hand model, part by part.
 
 python tools/benchmark.py --arch sa12 --backend eager onnxruntime openvino --dtype float32 bfloat16 \\
     --against resnet50 poolformer_s12 repvit_m1_1 timm:fastvit_sa12
@@ -8,6 +8,7 @@ python tools/benchmark.py --config configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-
 
 import argparse
 import os
+import sys
 import time
 
 # Idle OpenMP threads that spin slow down whatever else runs on the same cores, here the other runtimes.
@@ -18,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 
 from fastvit_dense import part_times  # noqa: E402
-from fastvit_dense.backends import BACKENDS, DTYPES, Setting  # noqa: E402
+from fastvit_dense.backends import BACKENDS, DTYPES, Setting, configure  # noqa: E402
 from fastvit_dense.contestants import line_up  # noqa: E402
 from fastvit_dense.latency import measure  # noqa: E402
 from fastvit_dense.latency_report import environment, plot, table, write_json  # noqa: E402
@@ -60,6 +61,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     threads = torch.get_num_threads()
     batch = args.batch or (2 if args.device == "cuda" else 1)
+    configure(args.device)
     conditions = environment(args.device, threads, args.backend)
     conditions["OMP_WAIT_POLICY"] += f" ({POLICY})"
     print(
@@ -82,16 +84,19 @@ def main() -> None:
     settings = [Setting(b, d, args.device, threads) for b in args.backend for d in args.dtype]
     contestants = line_up(args.arch, args.against, unfused=args.unfused)
     clock = time.process_time if args.cpu_time else time.perf_counter
-    rows, machine = measure(
+    rows, warnings = measure(
         contestants, settings, batch=batch, shape=tuple(args.shape), clock=clock, **protocol
     )
-    print(table(rows, machine, reference=args.reference))
+    print(table(rows, warnings, reference=args.reference))
     if args.json:
-        write_json(args.json, rows, machine, conditions=conditions, arguments=vars(args))
+        write_json(args.json, rows, warnings, conditions=conditions, arguments=vars(args))
     if args.plot:
         title = f"{batch} x {args.shape[0]} x {args.shape[1]}, {conditions['device']}"
         plot(rows, args.plot, title=f"{title}, {threads} threads")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"benchmark: {error}")

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 
-from fastvit_dense.backends import BACKENDS  # noqa: E402
+from fastvit_dense.backends import BACKENDS, configure  # noqa: E402
 from fastvit_dense.hand.speed import SHAPE, measure, table, write_json  # noqa: E402
 from fastvit_dense.latency_report import environment  # noqa: E402
 
@@ -36,6 +36,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     threads = torch.get_num_threads()
+    configure(args.device)
     conditions = environment(args.device, threads, args.backend)
     conditions["OMP_WAIT_POLICY"] += f" ({POLICY})"
     print(

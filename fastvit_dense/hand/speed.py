@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import ARCHS
-from ..backends import Setting, Unavailable, prepare
-from ..latency import interleave, noise, timing
+from ..backends import Setting, Unavailable, configure, prepare
+from ..devices import check_device, wait_for
+from ..latency import interleave, noise, probe, timing
 from ..random_statistics import randomise_statistics
-from ..roofline import matrix_product
 from .framing import frame_hand
 from .model import HandMeshModel
 from .predictor import HandPredictor, HandResult
@@ -33,8 +33,12 @@ SHAPE = (224, 224)  # of FreiHAND's images
 TOLERANCE = 1e-5  # metres between fused and unfused meshes, whatever runtime
 PAPER_FPS = {"ma36": 218}  # table 8, on an RTX 2080 Ti
 _HEAD_STD = 0.02  # of random weights: outputs of order 1
-_CHANNELS_LAST = ("eager", "compile", "openvino")  # the others take (B, C, H, W) in that order
-_PRODUCT_SIDE = {"cpu": 1024, "cuda": 4096}
+_CHANNELS_LAST = (
+    "eager",
+    "cuda-graph",
+    "compile",
+    "openvino",
+)  # the others take (B, C, H, W) in that order
 _DRAWN_EVERY = 10  # rounds: drawing takes longer than all else, and does not count
 
 
@@ -88,6 +92,8 @@ def measure(
     Raises:
         ValueError: there is no such variant, backend or device.
     """
+    check_device(device)
+    configure(device)
     image = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
     rows, passes = list[Row](), dict[int, _Pass]()
     for arch in archs:
@@ -97,17 +103,11 @@ def measure(
             rows.append(row._replace(arch=arch))
             if predictor is not None:
                 passes[len(rows) - 1] = _Pass(predictor, image, clock)
-    product = matrix_product(_PRODUCT_SIDE[device], torch.float32, device)
-
-    def probe() -> None:
-        product()
-        _wait(device)
-
-    calls: dict[Any, Callable[[], object]] = {"probe": probe, **passes}
+    calls: dict[Any, Callable[[], object]] = {"probe": probe(device), **passes}
     products = interleave(calls, warmup=warmup, runs=runs, clock=clock)["probe"]
     for i, timed in passes.items():
         rows[i] = rows[i]._replace(seconds=timed.seconds(warmup))
-    return rows, noise({"float32": products})
+    return rows, noise(products)
 
 
 def random_model(arch: str) -> HandMeshModel:
@@ -306,13 +306,8 @@ class _Pass:
         self._drawing.append(self._now() - start)
 
     def _now(self) -> float:
-        _wait(self._predictor.device.type)
+        wait_for(self._predictor.device)
         return self._clock()
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def _distance(hand: HandResult, other: HandResult) -> float:
