@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import follow_chain
 
 from fastvit_dense.hand.mano import ManoLayer, pose_to_rotations
 from fastvit_dense.hand.mano_file import Mano
@@ -12,7 +13,7 @@ from fastvit_dense.hand.render import vertex_normals
 from fastvit_dense.hand.synthetic import synthetic_hand, wrist_opening
 from fastvit_dense.hand.synthetic_anatomy import pose_from_angles
 from fastvit_dense.hand.synthetic_pose import _segment_distances, sample_betas, sample_pose
-from fastvit_dense.hand.topology import FINGERS, FINGERTIP_VERTICES, PARENTS
+from fastvit_dense.hand.topology import FINGERS, FINGERTIP_VERTICES
 
 FINGERTIPS = dict(zip(FINGERS, FINGERTIP_VERTICES, strict=True))
 JOINTS = {"index": 1, "middle": 4, "little": 7, "ring": 10, "thumb": 13}  # the first of each
@@ -33,7 +34,9 @@ def posed(layer: ManoLayer, pose: np.ndarray, betas: np.ndarray, mean: np.ndarra
     """(n, 778 + 21, 3): vertices; joints of the skeleton and fingertips, in the keypoints' order."""
     rotations = pose_to_rotations(torch.tensor(pose), mean)
     vertices = layer(rotations, torch.tensor(betas)).vertices.numpy()
-    joints = skeleton(rotations.numpy(), betas)
+    hand = synthetic_hand()
+    shaped = hand.template + np.einsum("vck,nk->nvc", hand.shape_directions, betas)
+    joints = follow_chain(hand.joint_regressor @ shaped, rotations.numpy())
     return np.concatenate(
         [vertices, joints[:, :1]]
         + [
@@ -43,20 +46,6 @@ def posed(layer: ManoLayer, pose: np.ndarray, betas: np.ndarray, mean: np.ndarra
         ],
         axis=1,
     )
-
-
-def skeleton(rotations: np.ndarray, betas: np.ndarray) -> np.ndarray:
-    """(n, 16, 3): what the kinematic chain carries along, bone by bone; not the keypoints."""
-    hand = synthetic_hand()
-    rest = hand.joint_regressor @ (
-        hand.template + np.moveaxis(hand.shape_directions @ betas.T, -1, 0)
-    )
-    joints, turns = rest.copy(), rotations.copy()
-    for joint, parent in enumerate(PARENTS[1:], start=1):
-        bone = rest[:, joint] - rest[:, parent]
-        joints[:, joint] = joints[:, parent] + np.einsum("nij,nj->ni", turns[:, parent], bone)
-        turns[:, joint] = turns[:, parent] @ rotations[:, joint]
-    return joints
 
 
 def bent(layer: ManoLayer, degrees: dict[int, tuple[float, float, float]]) -> np.ndarray:
