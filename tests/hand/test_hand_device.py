@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import randomise
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fastvit_dense import reparameterize
 from fastvit_dense.hand import FreiHANDMetric, HandCrop, HandMeshModel, HandViews, PackHandInputs
 from fastvit_dense.hand.camera import lift_translation, project
 from fastvit_dense.hand.synthetic_scene import sample_annotation
@@ -191,3 +193,13 @@ def test_merged_views(device: torch.device) -> None:
             samples = model.test_step(data)
         vertices.append(samples[1].pred.vertices_camera)
     assert vertices[1].device == device and torch.equal(vertices[0], vertices[1].cpu())
+
+
+def test_fused_on_the_device(device: torch.device) -> None:
+    model = randomise(hand_model()).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = reparameterize(model)(image)
+        fused = reparameterize(model.to(device))
+        assert {t.device for t in fused.state_dict().values()} == {device}
+        assert torch.equal(fused(image.to(device)).vertices.cpu(), wanted.vertices)
