@@ -16,7 +16,7 @@ PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 
 # Vertices at the tips of thumb, index, middle, ring and little finger.
 # NOTE: these are FreiHAND's (utils/mano_utils.py, `kpId2vertices`), which its metric needs. Other projects
-# use others: smplx has 554 and 671 for the last two; manopth, and METRO with it, 745, 317, 444, 556, 673.
+# use others: smplx has 554 and 671 for the last two; manopth 745, 317, 444, 556, 673; METRO these, but 445.
 FINGERTIP_VERTICES = (744, 320, 443, 555, 672)
 
 # Keypoint i is number KEYPOINT_ORDER[i] of: MANO's 16 joints, then the 5 fingertips. (The order of
