@@ -26,6 +26,8 @@ def check_device(device: str) -> None:
             f"device {device!r} is not there: torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} GPUs; use cpu, or look at nvidia-smi"
         )
+    if kind.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device!r} is not there: torch sees no Apple GPU; use cpu")
 
 
 def describe_device(device: str) -> str:
@@ -34,9 +36,10 @@ def describe_device(device: str) -> str:
     Args:
         device: cpu or cuda:0.
     """
-    if torch.device(device).type == "cuda":
+    kind = torch.device(device).type
+    if kind == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)"
+    return f"{device} ({torch.get_num_threads()} threads)" if kind == "cpu" else device
 
 
 def wait_for(device: str | torch.device) -> None:

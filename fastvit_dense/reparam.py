@@ -34,7 +34,7 @@ Layer = Any
 
 
 class Kernel(NamedTuple):
-    """A convolution in numbers: ``weight`` (O, I/g, K, K) and ``bias`` (O,), both float64."""
+    """A convolution in numbers: ``weight`` (O, I/g, K, K) and ``bias`` (O,), both float64 on the CPU."""
 
     weight: Tensor
     bias: Tensor
@@ -122,16 +122,21 @@ def stages_with_norm(backbone: FastViT) -> list[int]:
     ]
 
 
+def exact(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU: Apple's GPU has none. (One after the other: it would convert first.)"""
+    return tensor.cpu().double()
+
+
 def fold_bn(bn: Layer) -> tuple[Tensor, Tensor]:
-    """Scale and shift, each (C,) float64, that a BatchNorm in eval mode applies to its channels."""
-    scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
-    return scale, bn.bias.double() - bn.running_mean.double() * scale
+    """Scale and shift (C,), float64 on the CPU, that a BatchNorm in eval mode applies to its channels."""
+    scale = exact(bn.weight) / torch.sqrt(exact(bn.running_var) + bn.eps)
+    return scale, exact(bn.bias) - exact(bn.running_mean) * scale
 
 
 def fold_conv_bn(branch: Layer) -> Kernel:
     """A convolution and its BatchNorm: scaled kernel, and the shift as bias."""
     scale, shift = fold_bn(branch.bn)
-    return Kernel(branch.conv.weight.double() * scale[:, None, None, None], shift)
+    return Kernel(exact(branch.conv.weight) * scale[:, None, None, None], shift)
 
 
 def identity_kernel(channels: int, groups: int, side: int, like: Tensor) -> Tensor:
@@ -173,7 +178,7 @@ def fold_rep_mixer(block: RepMixer) -> Kernel:
     """x + gamma (mixer(x) - norm(x)): skip and norm are depthwise kernels with one entry."""
     mixer = fold_rep_conv(block.mixer)
     scale, shift = fold_bn(block.norm.identity)
-    gamma = block.layer_scale.gamma.double().flatten()
+    gamma = exact(block.layer_scale.gamma).flatten()
     one = identity_kernel(len(gamma), len(gamma), 3, mixer.weight)
     inner = mixer.weight - one * scale[:, None, None, None]
     return Kernel(one + inner * gamma[:, None, None, None], gamma * (mixer.bias - shift))
@@ -182,7 +187,7 @@ def fold_rep_mixer(block: RepMixer) -> Kernel:
 def fold_position_encoding(block: ConditionalPositionEncoding) -> Kernel:
     """x + conv(x)."""
     conv: Layer = block.pos_enc
-    weight, bias = conv.weight.double(), conv.bias.double()
+    weight, bias = exact(conv.weight), exact(conv.bias)
     return Kernel(weight + identity_kernel(len(bias), len(bias), 7, weight), bias)
 
 
@@ -226,14 +231,14 @@ def _fill_ffn(train: Layer, fused: Layer, layer_scale: Layer) -> None:
 def _fill_attention(train: Attention, fused: Attention, norm: Layer, layer_scale: Layer) -> None:
     """W (scale x + shift) = (W scale) x + W shift; the layer scale behind into the projection."""
     scale, shift = fold_bn(norm)
-    weight = train.qkv.weight.double()  # (O, I)
+    weight = exact(train.qkv.weight)  # (O, I)
     _store(fused.qkv, weight * scale, weight @ shift)
     _scale_output(train.proj, fused.proj, layer_scale)
 
 
 def _scale_output(train: Layer, fused: Layer, layer_scale: Layer) -> None:
-    gamma = layer_scale.gamma.double().flatten()
-    weight, bias = train.weight.double(), train.bias.double()
+    gamma = exact(layer_scale.gamma).flatten()
+    weight, bias = exact(train.weight), exact(train.bias)
     _store(fused, weight * gamma.view(-1, *[1] * (weight.dim() - 1)), bias * gamma)
 
 
@@ -269,10 +274,10 @@ def _fold_output_norms(backbone: Layer, neck: Layer) -> None:
             continue
         with torch.no_grad():
             scale, shift = fold_bn(norm)
-            weight = conv.weight.double()  # (O, I, 1, 1)
+            weight = exact(conv.weight)  # (O, I, 1, 1)
             bias = weight.flatten(1) @ shift
             if conv.bias is None:
                 conv.bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0]))
-            conv.bias.copy_(conv.bias.double() + bias)
+            conv.bias.copy_(exact(conv.bias) + bias)
             conv.weight.copy_(weight * scale[None, :, None, None])
         setattr(backbone, norm_name, nn.Identity())

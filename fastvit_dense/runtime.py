@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.dist import broadcast, broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -90,16 +91,28 @@ def load_config(
 
 
 def enable_amp(cfg: Config) -> None:
-    """Switch a config to mixed precision: float16 with loss scaling on a GPU, bfloat16 on CPU.
+    """Switch a config to mixed precision on the device that mmengine will choose.
+
+    That is float16 with dynamic loss scaling on CUDA and bfloat16, which needs none, on a CPU.
 
     Args:
         cfg: changed in place.
+
+    Raises:
+        ValueError: mmengine will choose another device, such as mps, Apple's GPU: its AmpOptimWrapper
+            refuses that one.
     """
-    if torch.cuda.is_available():
+    device = get_device()
+    if device == "cuda":
         cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
-    else:
+    elif device == "cpu":
         cfg.optim_wrapper.type = "CPUAmpOptimWrapper"
         mmcv_ops.accept_low_precision()
+    else:
+        raise ValueError(
+            f"--amp: expected cuda (float16) or cpu (bfloat16), but this machine trains on {device}, for "
+            "which there is no mixed precision here: train without --amp"
+        )
 
 
 @OPTIM_WRAPPERS.register_module()

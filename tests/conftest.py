@@ -5,14 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope
 
 # The package registers FastViT and serves mmcv's operators.
+from fastvit_dense.hand.topology import PARENTS
 from fastvit_dense.random_statistics import randomise_statistics as randomise
 
-__all__ = ["randomise", "run_tool"]
+__all__ = ["follow_chain", "randomise", "run_tool"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +42,21 @@ def run_tool(*command: object, fails: bool = False, **environment: object) -> st
     text = done.stdout + done.stderr
     assert (done.returncode != 0) == fails, text[-5000:]
     return text
+
+
+def follow_chain(rest: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """Where MANO's skeleton carries its joints along, bone by bone: (n, 16, 3).
+
+    Args:
+        rest: (n, 16, 3), joints without rotation.
+        rotations: (n, 16, 3, 3), each relative to the parent's.
+    """
+    joints, turns = rest.copy(), rotations.copy()
+    for joint, parent in enumerate(PARENTS[1:], start=1):
+        bone = rest[:, joint] - rest[:, parent]
+        joints[:, joint] = joints[:, parent] + np.einsum("nij,nj->ni", turns[:, parent], bone)
+        turns[:, joint] = turns[:, parent] @ rotations[:, joint]
+    return joints
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """tools/doctor.py: what is as it should be passes, and each kind of mistake is found, with its cure."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, run_tool
+from conftest import ROOT, follow_chain, run_tool
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
@@ -34,6 +35,10 @@ from fastvit_dense.doctor.model import build_model
 from fastvit_dense.doctor.quiet import quiet
 from fastvit_dense.doctor.reading import Unread, read_all
 from fastvit_dense.doctor.training import check_batch, check_iterations, check_schedule
+from fastvit_dense.hand.mano import ManoLayer, pose_to_rotations
+from fastvit_dense.hand.mano_file import save_mano
+from fastvit_dense.hand.sample_freihand import write_freihand
+from fastvit_dense.hand.synthetic import synthetic_hand
 from fastvit_dense.sample_data import write_ade20k, write_coco
 
 DET = ROOT / "configs/det/mask-rcnn_fastvit-t8_fpn_demo-shapes.py"
@@ -479,6 +484,81 @@ def test_hands(tmp_path: Path) -> None:
     has(found, ERROR, "test_dataloader.dataset", images[1].name, "224x100", "expected 224x224")
     has(found, ERROR, "test_dataloader.dataset", images[2].name, "truncated")
     has(found, OK, "test_dataloader.dataset", "1 of 3 images")
+
+
+@pytest.fixture(scope="module")
+def hands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FreiHAND folder of synthetic hands, and beside it the MANO file that they are of."""
+    folder = tmp_path_factory.mktemp("hands")
+    write_freihand(folder / "hands", train=1, val=4)
+    save_mano(synthetic_hand(), folder / "MANO.npz")
+    return folder
+
+
+def found_in_hands(root: Path, mano: Path) -> list[Finding]:
+    dataset = dict(type="FreiHAND", data_root=str(root), split="evaluation",
+                   pipeline=[dict(type="LoadHandImage"), dict(type="HandCrop")])  # fmt: skip
+    head = dict(type="ManoHead", in_channels=384, mano=str(mano))
+    cfg = Config(dict(model=dict(head=head), test_dataloader=dict(dataset=dataset)))
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        return list(check_data(cfg, workers=1))
+
+
+def test_keypoints_of_the_vertices(hands: Path) -> None:
+    found = found_in_hands(hands / "hands", hands / "MANO.npz")
+    has(found, OK, "test_dataloader.dataset", "keypoints of 4 of 4 hands", "0.00 mm on average")
+    assert not wrong(found)
+
+
+def kinematic_joints(verts: np.ndarray, mano: np.ndarray) -> np.ndarray:
+    """(N, 16, 3): where the skeleton's joints are, in the frame of the vertices."""
+    hand = synthetic_hand()
+    rotations = pose_to_rotations(torch.tensor(mano[:, 0, :48]), hand.pose_mean)
+    shaped = hand.template + np.einsum("vck,nk->nvc", hand.shape_directions, mano[:, 0, 48:58])
+    joints = follow_chain(hand.joint_regressor @ shaped, rotations.numpy())
+    # The frame of the file is the hand's, moved.
+    unplaced = ManoLayer(hand, dtype=torch.float64)(rotations, torch.tensor(mano[:, 0, 48:58]))
+    return joints + (verts - unplaced.vertices.numpy())[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "phrases"),
+    [
+        ("kinematic", ("16 of 21", "kinematic chain", "mm on average")),
+        ("smplx's tips", ("2 of 21", "744, 320, 443, 555, 672", "mm at most")),
+        ("other hands", ("21 of 21", "belong together", "MANO.npz")),
+    ],
+)
+def test_keypoints_of_another_definition(
+    mistake: str, phrases: tuple[str, ...], hands: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(hands / "hands", tmp_path / "hands"))
+    xyz, verts, mano = (
+        np.array(json.loads((root / f"evaluation_{name}.json").read_text()))
+        for name in ("xyz", "verts", "mano")
+    )
+    if mistake == "kinematic":
+        of_joints = [0, 5, 6, 7, 9, 10, 11, 17, 18, 19, 13, 14, 15, 1, 2, 3]
+        xyz[:, of_joints] = kinematic_joints(verts, mano)
+        expected = np.linalg.norm(xyz - np.array(json.loads(
+            (root / "evaluation_xyz.json").read_text())), axis=-1) * 1000  # fmt: skip
+        phrases = (
+            *phrases,
+            f"{expected.mean():.2f} mm on average",
+            f"{expected.max():.2f} mm at most",
+        )
+    elif mistake == "smplx's tips":
+        xyz[:, [16, 20]] = verts[:, [554, 671]]
+    else:
+        xyz = xyz[::-1]
+    (root / "evaluation_xyz.json").write_text(json.dumps(xyz.tolist()))
+    has(found_in_hands(root, hands / "MANO.npz"), WARNING, "test_dataloader.dataset", *phrases)
+
+
+def test_keypoints_without_the_mano_file(hands: Path) -> None:
+    found = found_in_hands(hands / "hands", hands / "MANO_RIGHT.pkl")
+    has(found, WARNING, "test_dataloader.dataset", "cannot be checked", "MANO_RIGHT.pkl does not exist",
+        "mano.is.tue.mpg.de")  # fmt: skip
 
 
 def test_iterations() -> None:

@@ -70,12 +70,28 @@ def test_no_message_without_a_recipe() -> None:
     assert batch_message(Config(dict(train_dataloader=dict(batch_size=1))), 1) == ""
 
 
-def test_amp_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for available, kind in ((False, "CPUAmpOptimWrapper"), (True, "AmpOptimWrapper")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        cfg = Config(dict(optim_wrapper=dict(type="OptimWrapper")))
+@pytest.mark.parametrize(
+    ("device", "wanted"),
+    [
+        ("cuda", dict(type="AmpOptimWrapper", loss_scale="dynamic")),
+        ("cpu", dict(type="CPUAmpOptimWrapper")),
+    ],
+)
+def test_amp_by_device(device: str, wanted: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmengine.device.utils.DEVICE", device)
+    cfg = Config(dict(optim_wrapper=dict(type="OptimWrapper")))
+    enable_amp(cfg)
+    assert cfg.optim_wrapper.to_dict() == wanted
+
+
+@pytest.mark.parametrize("device", ["mps", "npu"])
+def test_no_amp_on_other_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmengine.device.utils.DEVICE", device)
+    cfg = Config(dict(optim_wrapper=dict(type="OptimWrapper")))
+    message = rf"--amp: expected cuda \(float16\) or cpu \(bfloat16\).* on {device}.*without --amp"
+    with pytest.raises(ValueError, match=message):
         enable_amp(cfg)
-        assert cfg.optim_wrapper.type == kind
+    assert cfg.optim_wrapper.type == "OptimWrapper"
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -93,8 +109,9 @@ def test_operators_under_cpu_autocast() -> None:
     code = """
 import torch
 from mmengine.config import Config
+from mmengine.device import utils
 from fastvit_dense.runtime import enable_amp
-torch.cuda.is_available = lambda: False
+utils.DEVICE = "cpu"
 enable_amp(Config(dict(optim_wrapper=dict(type="OptimWrapper"))))
 from mmcv.ops import batched_nms, roi_align
 boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 7], [9, 9, 16, 16]])

@@ -11,7 +11,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument("--work-dir", help="folder for logs and checkpoints")
-    parser.add_argument("--amp", action="store_true", help="mixed precision, on GPU or CPU")
+    parser.add_argument(
+        "--amp", action="store_true", help="mixed precision: float16 on CUDA, bfloat16 on a CPU"
+    )
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate with the batch"
     )

@@ -5,10 +5,10 @@
 #       configs/hand/mano_fastvit-ma36_8xb32-200e_freihand-224x224.py --launcher pytorch
 #
 # 8 GPUs x 32 images = 256 images an iteration; 130,240 images / 256 = 508.75, so 509 iterations an
-# epoch, 200 epochs = 101,800 iterations. NOTE: the batch is ours, the paper does not state one; its
-# learning rate is 1e-4 (--auto-scale-lr for other batches). Expected, by the paper's table 8, aligned:
-# PJ 6.6 mm, PV 6.7 mm, F@5 0.722, F@15 0.981; not reproduced by this project yet (no dataset, no MANO
-# file, no weights where it is developed).
+# epoch, 200 epochs = 101,800 iterations. The paper follows METRO's set-up and states no batch; METRO's is
+# the same (its docs/EXP.md: --nproc_per_node=8, --per_gpu_train_batch_size 32, --lr 1e-4). --auto-scale-lr
+# for other batches. Expected, by the paper's table 8, aligned: PJ 6.6 mm, PV 6.7 mm, F@5 0.722, F@15 0.981;
+# not reproduced by this project yet (no dataset, no MANO file, no weights where it is developed).
 # Data: data/freihand/{training,evaluation} and their JSON files, as unpacked. MANO: the file below; other
 # places with --cfg-options model.head.mano=PATH; without it, model.head.mano=synthetic trains to another,
 # procedural hand, for trying things out.
@@ -37,6 +37,9 @@ model = dict(
     # The paper weighs each loss by 1 and leaves open which distance it is. Vertices L1 and keypoints
     # squared, as in METRO, whose set-up it follows; all L1 in the config of that name. The 3D losses
     # are root-aligned and in metres, the 2D one is in half images: [-1, 1].
+    # NOTE: aligned at keypoint 9, FreiHAND's root, which predictions are relative to. METRO aligns at the
+    # wrist (metro/tools/run_metro_handmesh.py, `keypoint_3d_loss`: ``gt_root = gt_keypoints_3d[:, 0,:]``;
+    # its target vertices, too) and does not shift its predicted vertices.
     loss=dict(
         type="HandLoss",
         vertices=dict(criterion="l1", weight=1.0),

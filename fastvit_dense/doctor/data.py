@@ -1,4 +1,4 @@
-"""Every image and label of the datasets, opened by the datasets' own loading steps."""
+"""Every image and label of the datasets, opened by the datasets' own loading steps; hands' keypoints."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from .reading import Unread, read_all
 from .training import check_iterations
 
 _SHOWN = 3  # examples of each kind of mistake
+_COMPARED_HANDS = 256  # more would read more of a file of 300 MB
+_SAME_KEYPOINT = 0.1  # mm; what rounding to four decimals of a metre explains
 _PATH = re.compile(r"\S*[/\\]\S*")
 
 
@@ -119,6 +121,10 @@ def check_data(
         if where == "train_dataloader.dataset":
             yield from guarded(check_iterations, cfg, len(dataset))
         yield from guarded(_read, where, dataset, paths.setdefault(where, set()), errors, **options)
+        head = (cfg.get("model") or {}).get("head")
+        if _is_of_hands(dataset) and isinstance(head, Mapping):
+            mano = head.get("mano", "synthetic")
+            yield from guarded(_check_keypoints, where, dataset.annotations, mano)
     yield from _check_overlap(paths)
     if bad_files is not None:
         Path(bad_files).write_text("".join(f"{line}\n" for line in errors), encoding="utf-8")
@@ -170,11 +176,67 @@ def _read(
 
 def _size(dataset: Any) -> tuple[int, int] | None:
     """The size that the intrinsics of a data set of hands are for."""
-    if not type(dataset).__module__.startswith("fastvit_dense.hand"):
+    if not _is_of_hands(dataset):
         return None
     from ..hand.annotations import IMAGE_SIZE
 
     return IMAGE_SIZE, IMAGE_SIZE
+
+
+def _is_of_hands(dataset: Any) -> bool:
+    return type(dataset).__module__.startswith("fastvit_dense.hand")
+
+
+def _check_keypoints(where: str, annotations: Any, source: str) -> Iterator[Finding]:
+    """Compare keypoints with those that the model will make of the same vertices.
+
+    Args:
+        where: the place of the dataset in the config.
+        annotations: of fastvit_dense.hand; nothing is to be done where they have no labels.
+        source: the config's ``model.head.mano``.
+    """
+    from ..hand.mano_file import get_mano
+    from ..hand.topology import FINGERTIP_VERTICES, KEYPOINT_ORDER, NUM_ROTATIONS
+
+    if annotations.vertices is None:
+        return
+    try:
+        mano = get_mano(source)
+    except (FileNotFoundError, ValueError) as error:
+        what = f"whether keypoints are those of the vertices cannot be checked: {error}"
+        yield Finding(WARNING, where, what)
+        return
+    count = len(annotations)
+    rows = np.unique(np.linspace(0, count - 1, _COMPARED_HANDS).astype(int))
+    expected = mano.keypoint_regressor @ annotations.vertices[rows].astype(np.float64)
+    errors = 1000 * np.linalg.norm(annotations.keypoints[rows] - expected, axis=-1)  # (n, 21), mm
+    distance = f"{errors.mean():.2f} mm on average and {errors.max():.2f} mm at most"
+    of_hands = f"{len(rows)} of {count} hands"
+    wrong = errors.max(0) > _SAME_KEYPOINT  # (21,)
+    if not wrong.any():
+        what = f"keypoints of {of_hands} are those of the vertices, {distance} away"
+        yield Finding(OK, where, what)
+        return
+    is_tip = np.array(KEYPOINT_ORDER) >= NUM_ROTATIONS
+    if not wrong[is_tip].any():
+        cure = (
+            "joints of the kinematic chain, as smplx and manopth return? FreiHAND's are regressed from the "
+            "posed vertices"
+        )
+    elif not wrong[~is_tip].any():
+        cure = f"take FreiHAND's vertices for fingertips: {', '.join(map(str, FINGERTIP_VERTICES))}"
+    else:
+        cure = (
+            f"do xyz and verts belong together, and is {source} the hand that they were made with?"
+        )
+    yield Finding(
+        WARNING,
+        where,
+        f"{wrong.sum()} of 21 keypoints, in {of_hands}, are not those that the model makes of the same "
+        f"vertices (J_regressor @ vertices, five fingertips): all are {distance} away, so a perfect mesh "
+        "would have a PJ above zero",
+        cure,
+    )
 
 
 def _summarise(where: str, errors: Sequence[str], total: int) -> Finding:

@@ -80,20 +80,22 @@ def lift_translation(
         weights: (B, N), not negative; default: all the same.
 
     Returns:
-        (B, 3), metres: ``project(points + t[:, None], K)`` fits the pixels. In the dtype of
-        `points`; computed in float64, because the depth is poorly conditioned.
+        (B, 3), metres: ``project(points + t[:, None], K)`` fits the pixels. In the dtype and on the device
+        of `points`; computed in float64, because the depth is poorly conditioned, and on the CPU, because
+        Apple's GPU has no float64.
 
     Raises:
         ValueError: the pixels do not determine the translation, because there are fewer than two
             different ones.
     """
-    p, uv, k = points.double(), pixels.double(), K.double()
+    # One after the other: a copy that also converts would convert on the device.
+    p, uv, k = (x.cpu().double() for x in (points, pixels, K))
     equations = k[:, None, :2] - uv[..., None] * k[:, None, 2:]  # (B, N, 2, 3)
     right = -(equations @ p[..., None])  # (B, N, 2, 1)
     if weights is None:
         weighted = equations
     else:
-        weighted = equations * weights.double()[..., None, None]
+        weighted = equations * weights.cpu().double()[..., None, None]
     normal = weighted.flatten(1, 2).mT @ equations.flatten(1, 2)  # (B, 3, 3)
     moment = weighted.flatten(1, 2).mT @ right.flatten(1, 2)  # (B, 3, 1)
     # Of one pixel or none the matrix has no full rank, which rounding hides.
@@ -103,4 +105,4 @@ def lift_translation(
             f"{points.shape[1]} points do not determine a translation: at least two of different "
             "pixels are needed, with weights above zero"
         )
-    return torch.linalg.solve(normal, moment).squeeze(-1).to(points.dtype)
+    return torch.linalg.solve(normal, moment).squeeze(-1).to(points)

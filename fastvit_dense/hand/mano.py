@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .mano_file import Mano
 from .rotation import axis_angle_to_matrix
-from .topology import FINGERTIP_VERTICES, KEYPOINT_ORDER, NUM_ROTATIONS
+from .topology import NUM_ROTATIONS
 
 # MANO's joints after the wrist are five chains of three, one after the other (topology.PARENTS).
 _CHAINS = (5, 3)
@@ -24,7 +24,7 @@ class ManoOutput(NamedTuple):
 
     Attributes:
         vertices: (B, 778, 3).
-        keypoints: (B, 21, 3), in FreiHAND's order: posed joints, and the vertices at the fingertips.
+        keypoints: (B, 21, 3), FreiHAND's: regressed from these vertices, see `Mano.keypoint_regressor`.
     """
 
     vertices: Tensor
@@ -48,9 +48,8 @@ class ManoLayer(nn.Module):
     joint_template: Tensor
     joint_directions: Tensor
     skinning_weights: Tensor
+    keypoint_weights: Tensor
     identity: Tensor
-    tips: Tensor
-    keypoint_order: Tensor
 
     def __init__(self, mano: Mano, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -63,21 +62,20 @@ class ManoLayer(nn.Module):
             "joint_template": (mano.joint_regressor @ mano.template).reshape(-1),  # (48,)
             "joint_directions": shaped_joints.reshape(10, -1),  # (10, 48)
             "skinning_weights": mano.skinning_weights.T,  # (16, V)
+            "keypoint_weights": mano.keypoint_regressor.T,  # (V, 21)
             "identity": np.eye(3),
         }
         for name, array in buffers.items():
             # A copy: the arrays are read-only, which tensors cannot be.
             self.register_buffer(name, torch.tensor(array, dtype=dtype), persistent=False)
-        for name, indices in (("tips", FINGERTIP_VERTICES), ("keypoint_order", KEYPOINT_ORDER)):
-            self.register_buffer(name, torch.tensor(indices), persistent=False)
 
     def forward(self, rotations: Tensor, betas: Tensor) -> ManoOutput:
         """Pose a hand.
 
         Args:
             rotations: (B, 16, 3, 3), in the order of MANO's joints, each relative to its parent; the
-                first turns the whole hand about the wrist. MANO's mean pose is not added: see
-                :func:`pose_to_rotations`.
+                first turns the whole hand about the skeleton's wrist, which is near keypoint 0. MANO's mean
+                pose is not added: see :func:`pose_to_rotations`.
             betas: (B, 10), shape.
 
         Returns:
@@ -99,10 +97,11 @@ class ManoLayer(nn.Module):
         # transpose() and not mT, which OpenVINO does not convert.
         blended = motions.flatten(2).transpose(1, 2) @ self.skinning_weights  # (B, 12, V)
         blended = blended.unflatten(1, (3, 4))  # (B, 3, 4, V)
-        vertices = (blended[:, :, :3] * shaped).sum(2) + blended[:, :, 3]
-        vertices = vertices.transpose(1, 2).contiguous()  # (B, V, 3)
-        keypoints = torch.cat([placed, vertices.index_select(1, self.tips)], 1)
-        return ManoOutput(vertices, keypoints.index_select(1, self.keypoint_order))
+        vertices = (blended[:, :, :3] * shaped).sum(2) + blended[:, :, 3]  # (B, 3, V)
+        keypoints = vertices @ self.keypoint_weights  # (B, 3, 21)
+        return ManoOutput(
+            vertices.transpose(1, 2).contiguous(), keypoints.transpose(1, 2).contiguous()
+        )
 
 
 def _follow_chains(rotations: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from .mano_pickle import read_pickle
-from .topology import NUM_BETAS, NUM_FACES, NUM_ROTATIONS, NUM_VERTICES, PARENTS
+from .topology import (
+    FINGERTIP_VERTICES,
+    KEYPOINT_ORDER,
+    NUM_BETAS,
+    NUM_FACES,
+    NUM_ROTATIONS,
+    NUM_VERTICES,
+    PARENTS,
+)
 
 _NUM_ANGLES = 3 * (NUM_ROTATIONS - 1)
 
@@ -64,7 +72,8 @@ class Mano:
         shape_directions: (778, 3, 10), metres a unit of beta.
         pose_directions: (778, 3, 135), metres: what the numbers of the 15 rotation matrices of the
             fingers, less those of the identity, row by row, add to the template.
-        joint_regressor: (16, 778): joints from vertices without rotation. Rows add up to 1.
+        joint_regressor: (16, 778): joints from vertices. Of vertices without rotation they are those that
+            the skeleton turns at. Rows add up to 1.
         skinning_weights: (778, 16), how much of each joint's motion a vertex follows. Rows add up to 1.
         pose_components: (45, 45): rows are MANO's principal components of finger poses, in radians.
         pose_mean: (45,): mean pose of the fingers, axis-angle in radians, which stored poses are
@@ -101,6 +110,19 @@ class Mano:
                     f"the rows of {name} must add up to 1, got sums from {sums.min():.3g} to "
                     f"{sums.max():.3g}"
                 )
+
+    @property
+    def keypoint_regressor(self) -> np.ndarray:
+        """(21, 778): FreiHAND's keypoints from posed vertices, in FreiHAND's order.
+
+        NOTE: they are not the joints that the skeleton carries along. FreiHAND's toolbox (utils/model.py,
+        `HandModel._calc_coords`) regresses them from the mesh as it is posed,
+        ``Jtr_x = ch.MatVecMult(J_regressor, V[:, 0])`` and so on, and takes five vertices for the
+        fingertips. METRO (metro/modeling/_mano.py, `MANO.get_3d_joints`) does the same with its
+        predictions. (The toolbox's first version took the skeleton's; smplx and manopth return those.)
+        """
+        tips = np.eye(NUM_VERTICES)[list(FINGERTIP_VERTICES)]
+        return np.concatenate([self.joint_regressor, tips])[list(KEYPOINT_ORDER)]
 
 
 def _checked(name: str, value: object) -> np.ndarray:

@@ -124,17 +124,23 @@ def add_predictions(
     prediction = prediction._replace(keypoints_2d=pixels)
     for i, sample in enumerate(data_samples):
         sample.pred = BaseDataElement(**{k: v[i] for k, v in prediction._asdict().items()})
-        if sample.get("K") is not None:
-            _place_before_camera(sample)
+    _place_before_camera([s for s in data_samples if s.get("K") is not None])
     return list(data_samples)
 
 
-def _place_before_camera(sample: HandDataSample) -> None:
+def _place_before_camera(samples: Sequence[HandDataSample]) -> None:
     """Least squares of the predicted 2D keypoints; then the crop's rotation is taken back."""
-    pred = sample.pred
-    K = torch.as_tensor(np.asarray(sample.K), device=pred.keypoints.device)
-    place = lift_translation(pred.keypoints[None], pred.keypoints_2d[None], K[None])
-    turn = torch.from_numpy(axis_rotation(sample.rotation)).to(pred.keypoints)
-    for name in ("vertices", "keypoints"):
+    if not samples:
+        return
+    vertices, keypoints, pixels = (
+        torch.stack([getattr(sample.pred, name) for sample in samples])
+        for name in ("vertices", "keypoints", "keypoints_2d")
+    )
+    K = torch.from_numpy(np.stack([np.asarray(sample.K, np.float64) for sample in samples]))
+    turn = torch.from_numpy(np.stack([axis_rotation(sample.rotation) for sample in samples]))
+    turn = turn.to(keypoints)  # (B, 3, 3)
+    place = lift_translation(keypoints, pixels, K)[:, None]  # (B, 1, 3)
+    for name, points in (("vertices", vertices), ("keypoints", keypoints)):
         # Points are rows: x @ turn is the inverse of turn applied to x.
-        setattr(pred, f"{name}_camera", (getattr(pred, name) + place) @ turn)
+        for sample, in_camera in zip(samples, (points + place) @ turn, strict=True):
+            setattr(sample.pred, f"{name}_camera", in_camera)

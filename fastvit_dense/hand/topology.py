@@ -15,11 +15,12 @@ NUM_BETAS = 10
 PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 
 # Vertices at the tips of thumb, index, middle, ring and little finger.
-# NOTE: these are FreiHAND's, which its metric needs. Other projects use others; smplx has 554 and 671
-# for the last two.
+# NOTE: these are FreiHAND's (utils/mano_utils.py, `kpId2vertices`), which its metric needs. Other projects
+# use others: smplx has 554 and 671 for the last two; manopth 745, 317, 444, 556, 673; METRO these, but 445.
 FINGERTIP_VERTICES = (744, 320, 443, 555, 672)
 
-# Keypoint i is number KEYPOINT_ORDER[i] of: MANO's 16 joints, then the 5 fingertips.
+# Keypoint i is number KEYPOINT_ORDER[i] of: MANO's 16 joints, then the 5 fingertips. (The order of
+# FreiHAND's `get_keypoints_from_mesh_ch`, and of METRO's joint regressor.)
 KEYPOINT_ORDER = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
 
 # The keypoints of each finger, from base to tip.

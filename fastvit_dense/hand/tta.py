@@ -78,7 +78,9 @@ class HandTTAModel(BaseTTAModel):
         size = self.module.image_size[0]
         with torch.no_grad():
             merged = [_mean_parameters(views, size=size) for views in data_samples_list]
-            prediction = head.pose_hands(*map(torch.stack, zip(*merged, strict=True)))
+            device = data_samples_list[0][0].pred.rotations.device
+            stacked = (torch.stack(part).to(device) for part in zip(*merged, strict=True))
+            prediction = head.pose_hands(*stacked)
         return add_predictions([views[0] for views in data_samples_list], prediction, size=size)
 
 
@@ -99,20 +101,25 @@ def nearest_rotation(matrix: Tensor) -> Tensor:
 
 
 def _mean_parameters(views: Sequence[HandDataSample], *, size: int) -> tuple[Tensor, ...]:
-    """Rotations (16, 3, 3), betas (10,) and camera (3,) of a hand, in the frame of its first view."""
+    """Rotations (16, 3, 3), betas (10,) and camera (3,) of a hand, in the frame of its first view.
+
+    On the CPU: they are a few numbers, and Apple's GPU has no singular value decomposition.
+    """
     rotations, betas, scales, roots = [], [], [], []
     first = views[0]
     for view in views:
-        pred = view.pred
-        turn = torch.from_numpy(axis_rotation(first.rotation - view.rotation)).to(pred.rotations)
-        rotations.append(torch.cat([turn @ pred.rotations[:1], pred.rotations[1:]]))
-        betas.append(pred.betas)
+        turns, betas_of_view, camera = (
+            view.pred.get(name).cpu() for name in ("rotations", "betas", "camera")
+        )
+        turn = torch.from_numpy(axis_rotation(first.rotation - view.rotation)).to(turns)
+        rotations.append(torch.cat([turn @ turns[:1], turns[1:]]))
+        betas.append(betas_of_view)
         # From pixels of this view to those of the first: p becomes L p + m. In half images, where
         # x = 2 p / S - 1, that is L x + (L 1 + 2 m / S - 1).
         matrix = homogeneous(first.crop_matrix) @ homogeneous(invert_map(view.crop_matrix))
-        linear, shift = torch.from_numpy(matrix[:2]).to(pred.camera).split([2, 1], 1)
+        linear, shift = torch.from_numpy(matrix[:2]).to(camera).split([2, 1], 1)
         offset = linear.sum(1) + shift[:, 0] * (2 / size) - 1
-        scale, translation = pred.camera[:1], pred.camera[1:]
+        scale, translation = camera[:1], camera[1:]
         scales.append(scale * torch.linalg.det(linear).sqrt())
         roots.append(linear @ (scale * translation) + offset)  # where the root is seen
     scale = torch.stack(scales).mean(0)  # (1,)

@@ -31,7 +31,9 @@ def mano(request: pytest.FixtureRequest) -> Mano:
 def pose_by_loops(
     mano: Mano, rotations: np.ndarray, betas: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (778, 3) and keypoints (21, 3) of one hand, as the paper of SMPL has it, step by step."""
+    """Vertices (778, 3) and keypoints (21, 3) of one hand: the first as SMPL's paper has them, step by
+    step; the second as FreiHAND's toolbox has them, from the posed vertices.
+    """
     shaped = mano.template.copy()
     for k in range(10):
         shaped += betas[k] * mano.shape_directions[:, :, k]
@@ -56,7 +58,7 @@ def pose_by_loops(
         for joint in range(16):
             local = np.append(shaped[v] - joints[joint], 1)
             vertices[v] += mano.skinning_weights[v, joint] * (world[joint] @ local)[:3]
-    wrist, *fingers = (m[:3, 3] for m in world)
+    wrist, *fingers = mano.joint_regressor @ vertices
     index, middle, little, ring, thumb = (fingers[i : i + 3] for i in range(0, 15, 3))
     return vertices, np.array(
         [
@@ -90,9 +92,11 @@ def test_equals_smplx(mano: Mano, tmp_path: Path) -> None:
     wanted = layer(betas=betas, global_orient=rotations[:, :1], hand_pose=rotations[:, 1:])
     vertices, keypoints = ManoLayer(mano, dtype=DOUBLE)(rotations, betas)
     assert (vertices - wanted.vertices).abs().max() < 1e-6
-    # smplx has 16 joints in MANO's order, then tips of its own.
+    # smplx's own joints are those of the kinematic chain: the keypoints are regressed from its vertices.
     of_joints = [0, 5, 6, 7, 9, 10, 11, 17, 18, 19, 13, 14, 15, 1, 2, 3]
-    assert (keypoints[:, of_joints] - wanted.joints[:, :16]).abs().max() < 1e-6
+    regressed = layer.J_regressor @ wanted.vertices
+    assert (keypoints[:, of_joints] - regressed).abs().max() < 1e-6
+    assert (keypoints[:, of_joints] - wanted.joints[:, :16]).norm(dim=-1).max() > 1e-3
 
 
 def test_identity_gives_the_template(mano: Mano) -> None:
@@ -108,7 +112,9 @@ def test_first_rotation_turns_the_hand_about_the_wrist(mano: Mano) -> None:
     straight = rotations.clone()
     straight[:, 0] = torch.eye(3)
     unturned = layer(straight, betas)
-    wrist = unturned.keypoints[:, :1]
+    # About the joint that the skeleton turns at, which the regressor gives of the unposed vertices.
+    shaped = mano.template + np.einsum("vck,bk->bvc", mano.shape_directions, betas)
+    wrist = torch.tensor(mano.joint_regressor[:1] @ shaped)  # (3, 1, 3)
     for found, before in zip(turned, unturned, strict=True):
         wanted = (before - wrist) @ rotations[:, 0].mT + wrist
         torch.testing.assert_close(found, wanted)
@@ -123,7 +129,7 @@ def test_gradients() -> None:
 def test_nothing_of_mano_enters_a_checkpoint() -> None:
     layer = ManoLayer(random_mano())
     assert layer.state_dict() == {} and list(layer.parameters()) == []
-    assert {b.dtype for b in layer.buffers()} == {torch.float32, torch.int64}
+    assert {b.dtype for b in layer.buffers()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -219,6 +219,22 @@ def test_place_before_the_camera_is_in_the_original_frame(head: ManoHead, degree
     assert found.pred.vertices_camera.dtype == torch.float32
 
 
+def test_hands_of_a_batch_have_places_of_their_own(head: ManoHead) -> None:
+    hands = drawn_hands(head, 4)
+
+    def placed(chosen: list[int]) -> list[HandDataSample]:
+        infos = [dict(K=(K * (1 + 0.2 * i)).numpy(), rotation=40.0 * i) for i in chosen]
+        infos = [{} if i == 2 else info for i, info in zip(chosen, infos, strict=True)]
+        samples = [HandDataSample(metainfo=info) for info in infos]
+        return add_predictions(samples, HandPrediction(*(x[chosen] for x in hands)), size=224)
+
+    for i, sample in enumerate(placed([0, 1, 2, 3])):
+        (alone,) = placed([i])
+        assert ("vertices_camera" in sample.pred) == (i != 2)
+        for name in ("vertices_camera", "keypoints_camera") if i != 2 else ():
+            torch.testing.assert_close(sample.pred.get(name), alone.pred.get(name))
+
+
 def test_views_of_one_hand_merge_into_it(head: ManoHead) -> None:
     """Views that all see the hand as it is are brought to the first view exactly."""
     hands = drawn_hands(head, 2)

@@ -345,6 +345,9 @@ def test_device_that_is_not_there(model: HandMeshModel, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match="device 'cuda:0' is not there"):
         HandPredictor(model, device="cuda:0")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device 'mps' is not there"):
+        HandPredictor(model, device="mps")
     with pytest.raises(ValueError, match="device 'gpu' is unknown: expected cpu or cuda:0"):
         HandPredictor(model, device="gpu")
 

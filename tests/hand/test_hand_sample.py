@@ -96,6 +96,10 @@ def test_annotations_fit_each_other(folder: Path, split: str) -> None:
     xyz = data["xyz"]
     assert data["scale"] == pytest.approx(np.linalg.norm(xyz[:, 9] - xyz[:, 10], axis=1), abs=1e-7)
     assert np.array_equal(xyz[:, [4, 8, 12, 16, 20]], data["verts"][:, [744, 320, 443, 555, 672]])
+    # MANO's joints, regressed from the vertices as they are in the file: wrist, index, middle, little, ...
+    joints = synthetic_hand().joint_regressor @ data["verts"]
+    of_joints = [0, 5, 6, 7, 9, 10, 11, 17, 18, 19, 13, 14, 15, 1, 2, 3]
+    assert np.allclose(xyz[:, of_joints], joints, rtol=0, atol=1.1e-8)  # the files have 8 decimals
     # FreiHAND's mano entry: the mesh, about the root that its pixel and scale tell.
     pose, betas, pixel, scale = np.split(data["mano"][:, 0], [48, 58, 60], axis=1)
     layer = ManoLayer(synthetic_hand(), dtype=torch.float64)
