@@ -305,15 +305,9 @@ def speed(r: Rehearsal) -> Iterator[Step]:
         command: list[Any] = ["tools/benchmark_training.py", "--configs"]
         command += [c if "::" in c else f"configs/{c}".format(of) for c in configs]
         command += ["--batch", batch, "--shape", *shape, "--steps", 2 if small else 20]
-        command += [
-            "--precision",
-            "float32",
-            "amp",
-            "--memory-format",
-            "contiguous",
-            "channels_last",
-        ]
-        yield f"training step, {name}", measured, f"training {name}", command
+        for flags in [], ["--amp"], ["--amp", "--channels-last"]:
+            what = " ".join([f"training step {name}", *flags])
+            yield what, measured, what.replace("--", ""), [*command, *flags]
     rounds = ["--warmup", 2, "--runs", 3] if small else ["--warmup", 100, "--runs", 100]
     rounds += ["--backend", "eager", *([] if small else ["cuda-graph"])]
     for batch in (1, 2):
