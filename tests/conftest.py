@@ -1,7 +1,9 @@
 """Shared test helpers."""
 
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 # The package registers FastViT and serves mmcv's operators.
 from fastvit_dense.random_statistics import randomise_statistics as randomise
 
-__all__ = ["randomise", "run_tool"]
+__all__ = ["randomise", "run_tool", "stated_size"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +25,19 @@ def run_tool(*command: object, fails: bool = False) -> str:
     text = done.stdout + done.stderr
     assert (done.returncode != 0) == fails, text[-5000:]
     return text
+
+
+def stated_size(width: int, height: int) -> bytes:
+    """A PNG that states a size; OpenCV looks no further where it is too large."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
 
 
 @pytest.fixture(autouse=True)
