@@ -3,7 +3,7 @@
 from . import mmcv_ops
 from .backbone import ARCHS, FastViT
 from .reparam import reparameterize
-from .strict_loading import allow_own_checkpoints
+from .weights import allow_own_checkpoints
 
 __version__ = "0.1.0"
 __all__ = ["ARCHS", "FastViT", "__version__", "reparameterize"]

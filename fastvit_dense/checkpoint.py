@@ -3,15 +3,12 @@
 A checkpoint is recognised by its keys, never by its file name: see checkpoint_keys.py.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import timm
 from mmengine.logging import print_log
 from mmengine.model.weight_init import PretrainedInit
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from .checkpoint_keys import (
@@ -22,16 +19,12 @@ from .checkpoint_keys import (
     structure,
     to_backbone_keys,
 )
+from .weights import read_content
 
 # The stem's first convolution, in whatever family and structure; what precedes it is the prefix.
 _STEM = re.compile(
     r"^(?P<prefix>.*?)(?P<stem>stem\.0|stem_0|patch_embed\.0)\."
     r"(?P<conv>conv_kxk\.0\.conv|rbr_conv\.0\.conv|reparam_conv)\.weight$"
-)
-_WAYS_OUT = (
-    "Ways out: (1) fetch the file on a machine with a network and give its path as "
-    "init_cfg.checkpoint; (2) copy a filled Hugging Face cache here and point HF_HOME at it; "
-    "(3) train from scratch with --cfg-options model.backbone.init_cfg=None."
 )
 
 
@@ -109,9 +102,10 @@ def load_pretrained(
     Raises:
         FileNotFoundError: there is no such file.
         ConnectionError: there is no network and no cached copy.
-        ValueError: the checkpoint does not fit; the message names keys and the likely cause.
+        ValueError: the checkpoint cannot be read, or does not fit; the message names keys and the likely
+            cause.
     """
-    state_dict = _state_dict_of(_read(checkpoint, map_location), checkpoint)
+    state_dict = _state_dict_of(read_content(checkpoint, map_location=map_location), checkpoint)
     state_dict, beside = _without_prefix(state_dict, prefix, checkpoint)
     family, converted = to_backbone_keys(state_dict)
     expected = model.state_dict()
@@ -191,76 +185,6 @@ def refuse_wrong_structure(state_dict: Mapping[str, Tensor], prefix: str, *, dep
             "deploy=True. Build it with deploy=False, as the config does that it was trained with, or fuse "
             "the checkpoint with tools/reparameterize.py."
         )
-
-
-@CheckpointLoader.register_scheme(prefixes="timm://")
-def load_from_timm(filename: str, map_location: str | None = None) -> StateDict:
-    """Load ``timm://MODEL.TAG``, a scheme of mmengine's ``CheckpointLoader``, through timm's hub.
-
-    Args:
-        filename: such as ``timm://fastvit_sa12.apple_in1k``.
-        map_location: where to put the tensors, as in :func:`torch.load`.
-
-    Returns:
-        The classifier's state dict, by timm's names.
-
-    Raises:
-        ValueError: timm has no such pretrained model; the message lists those it has.
-        ConnectionError: the hub cannot be reached and has no cached copy here.
-    """
-    name = filename.removeprefix("timm://")
-    known = timm.list_pretrained("fastvit_*")
-    if name not in known:
-        raise ValueError(f"timm has no pretrained model {name!r}; it has {', '.join(known)}")
-    try:
-        state_dict = timm.create_model(name, pretrained=True).state_dict()
-    except OSError as e:  # what the hub's client raises for every kind of "not reachable"
-        raise ConnectionError(
-            f"{filename} could not be fetched and is not in the local cache "
-            f"({type(e).__name__}). {_WAYS_OUT}"
-        ) from e
-    return {k: v.to(map_location or "cpu") for k, v in state_dict.items()}
-
-
-def refused_global(error: pickle.UnpicklingError) -> str:
-    """What ``torch.load`` refused to run, from the middle of its long message; empty if nothing."""
-    found = re.search(r"(?:GLOBAL|function|class) [\w.<>' ]+", str(error))
-    return found.group() if found and "nsupported operand" not in str(error) else ""
-
-
-def reading_error(error: Exception) -> str:
-    """Why a file could not be read, in a line, without ``torch.load``'s advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, pickle.UnpicklingError) and lines[0].startswith(
-        "Weights only load failed"
-    ):
-        return "its pickled part makes no sense"
-    return f"{type(error).__name__}: {lines[0]}" if lines else "it ends early"
-
-
-def _read(checkpoint: str, map_location: str) -> Any:
-    try:
-        return CheckpointLoader.load_checkpoint(checkpoint, map_location, logger="silent")
-    except FileNotFoundError as e:
-        raise FileNotFoundError(
-            f"checkpoint {checkpoint!r} does not exist. Expected a path, a URL or timm://MODEL.TAG, "
-            "such as timm://fastvit_sa12.apple_in1k"
-        ) from e
-    except ConnectionError:
-        raise
-    except OSError as e:
-        raise ConnectionError(f"{checkpoint} could not be fetched ({e}). {_WAYS_OUT}") from e
-    except Exception as e:
-        if isinstance(e, pickle.UnpicklingError) and (refused := refused_global(e)):
-            raise ValueError(
-                f"{checkpoint} is not a checkpoint of plain tensors: {refused}. "
-                "Pickled code is never run here; save the bare state dict again where the file came from."
-            ) from e
-        if isinstance(e, ValueError) and checkpoint.startswith("timm://"):
-            raise  # timm has no such model
-        raise ValueError(
-            f"{checkpoint} cannot be read, it may be truncated: {reading_error(e)}"
-        ) from e
 
 
 def _state_dict_of(content: Any, checkpoint: str) -> StateDict:

@@ -12,6 +12,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 from mmengine import fileio
 
+from . import images  # noqa: F401  registers CheckImage, which configs of this dataset use
 from .coco_annotations import (
     check_annotations,
     check_classes,
@@ -20,7 +21,7 @@ from .coco_annotations import (
     read_annotations,
     some,
 )
-from .images import is_truncated_jpeg
+from .jpeg import is_truncated_jpeg, too_large_for_opencv
 
 
 @DATASETS.register_module()
@@ -115,4 +116,6 @@ class CheckedCocoDataset(CocoDataset):
                     reason = "the file is empty"
                 elif is_truncated_jpeg(content):
                     reason = f"it is a truncated JPEG of {len(content)} bytes; get it again"
+                else:
+                    reason = too_large_for_opencv(content) or reason
             raise ValueError(f"{path} cannot be prepared ({where}): {reason}") from error

@@ -16,6 +16,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from .jpeg import too_large_for_opencv
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _WEBCAM = re.compile(r"webcam(?::(?P<index>.*))?")
 _UNKNOWN_FPS = 30.0
@@ -159,7 +161,11 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         ValueError: it cannot be read; the message names it.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        reason = too_large_for_opencv(Path(path).read_bytes()) or f"OpenCV: {error}"
+        raise ValueError(f"{path} cannot be read: {reason.strip()}") from error
     if image is None:
         size = os.path.getsize(path)
         raise ValueError(

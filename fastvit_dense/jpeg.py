@@ -1,4 +1,11 @@
-"""What can be told of a JPEG without decoding it."""
+"""What can be told of an image file without decoding it."""
+
+from io import BytesIO
+
+from PIL import Image
+
+# CV_IO_MAX_IMAGE_PIXELS in modules/imgcodecs/src/loadsave.cpp; above it, OpenCV fails with an assertion.
+OPENCV_MAX_PIXELS = 2**30
 
 
 def is_truncated_jpeg(content: bytes) -> bool:
@@ -19,3 +26,26 @@ def is_truncated_jpeg(content: bytes) -> bool:
         else:
             at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
     return True
+
+
+def stored_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height in pixels that an image file states, whatever their size; None if it states none."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(BytesIO(content)) as image:  # reads the header alone
+            return image.size
+    except (OSError, SyntaxError, ValueError):
+        return None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def too_large_for_opencv(content: bytes) -> str:
+    """Say that an image file has more pixels than OpenCV reads; empty if it has not."""
+    width, height = stored_size(content) or (0, 0)
+    if width * height <= OPENCV_MAX_PIXELS:
+        return ""
+    return (
+        f"it is {width}x{height} pixels (width x height), more than the {OPENCV_MAX_PIXELS} that OpenCV "
+        "reads: cut it into pieces, or scale it down"
+    )

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import io
 import os.path as osp
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
@@ -18,6 +22,7 @@ from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset
 from mmseg.registry import DATASETS, HOOKS, TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
+from .jpeg import OPENCV_MAX_PIXELS, stored_size
 from .repeatable_data import SeededDataset
 from .runtime import unwrap
 
@@ -29,12 +34,23 @@ class CheckedFiles(BaseSegDataset):
 
     Takes the arguments of mmseg's dataset. Files are looked for once, when the dataset is made.
 
+    Args:
+        max_pixels: an image that Pillow reads, as it does label images, may have so many. None leaves
+            Pillow's own limit, a guard against small files that unpack into all memory: it warns above
+            89 478 485 pixels and refuses more than twice as many.
+
     Raises:
         FileNotFoundError: a folder, image list, or label image does not exist.
-        ValueError: there is no image; `metainfo['classes']` is a string; an image cannot be prepared.
+        ValueError: there is no image; `metainfo['classes']` is a string; an image cannot be prepared;
+            max_pixels is no positive whole number.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, max_pixels: int | None = None, **kwargs: Any) -> None:
+        if max_pixels is not None and not (isinstance(max_pixels, int) and max_pixels > 0):
+            raise ValueError(
+                f"max_pixels is {max_pixels!r}, expected a whole number above 0, or None for Pillow's limit"
+            )
+        self.max_pixels = max_pixels
         classes = (kwargs.get("metainfo") or {}).get("classes")
         if isinstance(classes, str) and not osp.isfile(classes):
             raise ValueError(
@@ -76,17 +92,57 @@ class CheckedFiles(BaseSegDataset):
     def prepare_data(self, idx: int) -> Any:
         """As mmseg's; an exception comes out with the names of the files in it."""
         try:
-            return super().prepare_data(idx)
+            with _pillow_limit(self.max_pixels):
+                return super().prepare_data(idx)
         except Exception as error:
             info = self.get_data_info(idx)
             paths = [info["img_path"], info.get("seg_map_path", "")]
             if isinstance(error, ValueError) and any(p and p in str(error) for p in paths):
                 raise
+            if too_large := self._too_large(error, image=paths[0], labels=paths[1]):
+                raise ValueError(too_large) from error
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(
                 f"{paths[0]} with label image {paths[1]} cannot be prepared: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def _too_large(self, error: Exception, *, image: str, labels: str) -> str:
+        """What to say of an error that is about the size of an image; empty for others."""
+        if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+            path, limit = labels or image, self.max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            what = (
+                f"more than the {limit} that are read, since a small file can unpack into all memory. If "
+                "it is meant to be so large, raise the limit in the config of the dataset"
+            )
+        elif isinstance(error, cv2.error):
+            path, limit = image, OPENCV_MAX_PIXELS
+            what = (
+                f"more than the {limit} that OpenCV reads. Let Pillow read it, with "
+                "dict(type='LoadImageFromFile', imdecode_backend='pillow') and, in the dataset"
+            )
+        else:
+            return ""
+        width, height = stored_size(fileio.get(path)) or (0, 0)
+        if width * height <= limit:
+            return ""
+        return f"{path} is {width}x{height} pixels (width x height), {what}: max_pixels={width * height}"
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int | None) -> Iterator[None]:
+    """Let Pillow read images of up to `max_pixels` without a warning, and none above."""
+    if max_pixels is None:
+        yield
+        return
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns above its limit and fails above twice that.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @DATASETS.register_module()

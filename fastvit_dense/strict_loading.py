@@ -1,102 +1,16 @@
-"""Checkpoints are read as plain data, and loaded whole or not at all.
+"""Checkpoints of models are loaded whole or not at all.
 
 mmengine loads non-strictly: a checkpoint of another architecture leaves a model random and a line in the
 log. Whatever loads a trained model here goes through :func:`read_checkpoint` and :func:`load_whole`.
 """
 
-import pickle
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from .backbone import refuse_other_structures
-from .checkpoint import reading_error, refused_global
-
-
-def allow_own_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)`` read the checkpoints that mmengine's Runner writes.
-
-    Beside tensors they hold the message hub's ``HistoryBuffer`` and numpy scalars and arrays: data
-    types without code of their own, named here one by one. A buffer names its methods through
-    ``getattr``; what stands in for that answers for those methods alone. The check itself stays on.
-    """
-    scalars = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, bool)}
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (_history_buffer_method, "builtins.getattr"),
-            (_history_buffer_method, "__builtin__.getattr"),
-            np.ndarray,
-            np.dtype,
-            np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-            np._core.multiarray.scalar,  # type: ignore[attr-defined]
-            *scalars,
-        ]
-    )
-
-
-def _history_buffer_method(owner: type, name: str) -> Callable[..., Any]:
-    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
-        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not allowed in a checkpoint")
-    return getattr(HistoryBuffer, name)
-
-
-@contextmanager
-def clear_reading_errors(filename: str) -> Iterator[None]:
-    """Let errors of reading a checkpoint name the file and the likely cause.
-
-    A file is first compared with the checksums in it, which ``torch.load`` does not do: weights of which
-    bits have changed would be loaded without a word. (Files of before torch 1.6 have none.)
-
-    Args:
-        filename: the checkpoint read inside.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: it holds code, or is damaged.
-    """
-    try:
-        if zipfile.is_zipfile(filename):
-            with zipfile.ZipFile(filename) as archive:
-                if (part := archive.testzip()) is not None:
-                    raise zipfile.BadZipFile(f"its part {part} is not what was written")
-        yield
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"checkpoint {filename!r} does not exist") from e
-    except Exception as e:  # what a damaged file gives depends on where: about any
-        if isinstance(e, ValueError) and not isinstance(e, UnicodeError):
-            raise  # of those who look at what was read
-        if isinstance(e, pickle.UnpicklingError) and (refused := refused_global(e)):
-            raise ValueError(
-                f"{filename} holds more than plain data and its code is not run: {refused}"
-            ) from e
-        raise ValueError(
-            f"{filename} cannot be read, it may be truncated or damaged: {reading_error(e)}"
-        ) from e
-
-
-def read_content(path: str) -> Any:
-    """Read a checkpoint of plain data, whatever it consists of, on the CPU.
-
-    Args:
-        path: path or URL of the checkpoint.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: it cannot be read, or holds code.
-    """
-    with clear_reading_errors(path):
-        try:
-            return CheckpointLoader.load_checkpoint(path, "cpu", logger="silent")
-        except ValueError as e:  # of damaged data: nobody has looked at it yet
-            raise RuntimeError(reading_error(e)) from e
+from .weights import read_content
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Shared test helpers."""
 
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from mmengine.registry import DefaultScope
 from fastvit_dense.hand.topology import PARENTS
 from fastvit_dense.random_statistics import randomise_statistics as randomise
 
-__all__ = ["follow_chain", "randomise", "run_tool"]
+__all__ = ["follow_chain", "randomise", "run_tool", "stated_size"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +59,19 @@ def follow_chain(rest: np.ndarray, rotations: np.ndarray) -> np.ndarray:
         joints[:, joint] = joints[:, parent] + np.einsum("nij,nj->ni", turns[:, parent], bone)
         turns[:, joint] = turns[:, parent] @ rotations[:, joint]
     return joints
+
+
+def stated_size(width: int, height: int) -> bytes:
+    """A PNG that states a size; OpenCV looks no further where it is too large."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import timm
 import torch
 from conftest import randomise
 from mmengine.registry import MODELS
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fastvit_dense import ARCHS, FastViT
@@ -267,7 +268,9 @@ def test_pickled_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pickle.dump({"state_dict": Payload()}, f, protocol=2)
     torch.save({"state_dict": Payload()}, "evil2.pth")
     for name in ("evil.pth", "evil2.pth"):
-        with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
+        with pytest.raises(
+            ValueError, match="holds more than plain data .*: GLOBAL pathlib.Path. Save"
+        ):
             load_pretrained(FastViT("t8"), name)
     assert not Path("ran-code").exists()
 
@@ -305,6 +308,18 @@ def test_no_network_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     message = str(e.value)
     assert "\n" not in message
     assert all(way in message for way in ("its path", "HF_HOME", "model.backbone.init_cfg=None"))
+
+
+def test_damaged_copy_in_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hub(name: str, *, pretrained: bool) -> None:
+        raise SafetensorError("Error while deserializing header: incomplete metadata")
+
+    monkeypatch.setattr(timm, "create_model", hub)
+    with pytest.raises(
+        ValueError,
+        match="^timm://fastvit_t8.apple_in1k .* cached copy may be damaged: .*incomplete",
+    ):
+        load_pretrained(FastViT("t8"), "timm://fastvit_t8.apple_in1k")
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -8,6 +8,7 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from conftest import stated_size
 from PIL import Image
 
 pytest.importorskip("mmdet")
@@ -410,6 +411,14 @@ def test_truncated_jpeg(build, tmp_path, part, progressive):
     whole = (tmp_path / "7.jpg").read_bytes()
     (tmp_path / "7.jpg").write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(ValueError, match="7.jpg .*is a truncated JPEG"):
+        dataset[0]
+
+
+def test_image_above_the_limit_of_opencv(build, tmp_path):
+    dataset = build(content())
+    (tmp_path / "7.jpg").write_bytes(stated_size(40_000, 40_000))
+    message = "7.jpg cannot be prepared .*: it is 40000x40000 pixels .*1073741824 that OpenCV reads"
+    with pytest.raises(ValueError, match=message):
         dataset[0]
 
 

@@ -447,6 +447,18 @@ def test_labels_of_segmentation(data: Path, flat: dict) -> None:
     has(report, ERROR, f"{where}.metainfo.CLASSES", "lower case")
 
 
+def test_limit_of_labels(drawn: Path, flat: dict) -> None:
+    options = seg_data(drawn) | {
+        "train_dataloader.dataset.max_pixels": 400_000_000,
+        "val_dataloader.dataset.max_pixels": 100,
+    }
+    report = examined(flat[SEG], options=options, images=2)
+    where = "val_dataloader.dataset"
+    has(report, ERROR, where, "2 of 2 images: ", "more than the 100 that are read", "max_pixels=")
+    assert all(f.where == where for f in wrong(report))
+    has(report, OK, "train_dataloader.dataset", "2 of 8 images")
+
+
 def test_datasets_of_other_classes(flat: dict, no_data: None) -> None:
     options: dict[str, Any] = {"val_dataloader.dataset.metainfo.classes": ("wall", "sky")}
     report = examined(flat[SEG], options=options)

@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import stated_size
 from PIL import Image
 
 from fastvit_dense import frames as module
@@ -282,3 +283,10 @@ def test_folder_for_results_is_a_file(tmp_path: Path) -> None:
     with open_input(tmp_path / "a.png") as frames:
         with pytest.raises(ValueError, match="a.png is a file: expected a folder"):
             FrameWriter(tmp_path / "a.png", frames)
+
+
+def test_image_above_the_limit_of_opencv(tmp_path: Path) -> None:
+    (tmp_path / "map.png").write_bytes(stated_size(40_000, 40_000))
+    with pytest.raises(ValueError, match="map.png cannot be read: it is 40000x40000") as error:
+        open_input(tmp_path / "map.png")
+    assert "cut it into pieces" in str(error.value)

@@ -4,6 +4,7 @@ Each case is a file that ``mutations`` damages with a seed of its own, read in a
 crashes or hangs is seen. 500 cases a reader; FUZZ=5000 makes it 5000, and FUZZ_FROM=1000 others.
 """
 
+import argparse
 import gc
 import json
 import os
@@ -20,6 +21,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mutations import mutate_bytes, mutate_json
+from safetensors.torch import save_file
 from torch import nn
 
 from fastvit_dense.doctor.quiet import quiet
@@ -27,6 +29,7 @@ from fastvit_dense.doctor.reading import Unread, read_all
 from fastvit_dense.sample_data import write_ade20k, write_coco
 from fastvit_dense.stored_config import read_stored_config
 from fastvit_dense.strict_loading import read_checkpoint
+from fastvit_dense.weights import read_content
 
 CASES, FIRST = int(os.environ.get("FUZZ", 500)), int(os.environ.get("FUZZ_FROM", 0))
 SECONDS = 10.0  # a case; most take milliseconds
@@ -246,6 +249,7 @@ def test_checkpoints(format: str, tmp_path: Path) -> None:
         state_dict=model.state_dict(),
         optimizer=optimizer.state_dict(),
         message_hub=dict(log_scalars={"loss": np.float64(0.5)}, random=np.arange(5)),
+        args=argparse.Namespace(model="toy", lr=0.1),  # as timm's saver has it
     )
     path = tmp_path / "epoch_1.pth"
     torch.save(content, path, _use_new_zipfile_serialization=format == "zip")
@@ -272,3 +276,17 @@ def test_checkpoints(format: str, tmp_path: Path) -> None:
             tensor.clone()  # its memory is all there
 
     fuzz(path, tmp_path / "damaged", read, check)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    save_file(model.state_dict(), path, metadata={"format": "pt"})
+
+    def check(found: dict) -> None:
+        assert len(found) == len(model.state_dict())
+        for name, tensor in found.items():
+            assert isinstance(name, str)
+            tensor.clone()  # its memory is all there
+
+    fuzz(path, tmp_path / "damaged", lambda path: read_content(str(path)), check)

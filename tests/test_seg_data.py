@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import stated_size
 from mmengine.registry import init_default_scope
 from PIL import Image
 
@@ -169,6 +170,57 @@ def test_image_that_vanishes_is_named(ade: Path) -> None:
     files(ade)[0].unlink()
     with pytest.raises(FileNotFoundError, match="ADE_train_00000001.jpg"):
         data[0]
+
+
+def test_labels_above_the_limit(ade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = dataset(ade)[0]["data_samples"].gt_sem_seg.data
+    pixels = expected.numel()
+    for limit, message in (
+        (pixels // 2 - 1, f"more than the {pixels // 2 * 2 - 2} that"),
+        (pixels, ""),
+    ):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        if message:
+            with pytest.raises(ValueError, match=message) as error:
+                dataset(ade)[0]
+            assert f"{files(ade)[1]} is " in str(error.value)
+            assert str(error.value).endswith(f"in the config of the dataset: max_pixels={pixels}")
+        # Deliberately, and no more than what is asked for; Pillow alone would read twice as many.
+        for allowed in (pixels, 10 * pixels):
+            item = dataset(ade, max_pixels=allowed)[0]
+            assert (item["data_samples"].gt_sem_seg.data == expected).all()
+        with pytest.raises(ValueError, match=f"more than the {pixels - 1} that are read"):
+            dataset(ade, max_pixels=pixels - 1)[0]
+        assert Image.MAX_IMAGE_PIXELS == limit
+    with pytest.raises(ValueError, match="max_pixels is '1e9', expected a whole number"):
+        dataset(ade, max_pixels="1e9")
+
+
+def test_large_labels(ade: Path) -> None:
+    """Of a real file: 13 400 x 13 400 pixels in 100 KB."""
+    Image.new("1", (13_400, 13_400)).save(files(ade)[1], compress_level=1)
+    load = dict(pipeline=[dict(type="LoadAnnotations")])
+    with pytest.raises(
+        ValueError,
+        match="_00000001.png is 13400x13400 pixels .* 178956970 that are read.* max_pixels=179560000$",
+    ):
+        dataset(ade, **load)[0]
+    labels = dataset(ade, **load, max_pixels=179_560_000)[0]["gt_seg_map"]
+    assert labels.shape == (13_400, 13_400) and labels.dtype == np.uint8 and labels[-1, -1] == 255
+
+
+def test_photograph_above_the_limit_of_opencv(ade: Path) -> None:
+    files(ade)[0].write_bytes(stated_size(40_000, 40_000))
+    with pytest.raises(
+        ValueError, match="jpg is 40000x40000 .* 1073741824 that OpenCV reads"
+    ) as error:
+        dataset(ade)[0]
+    assert str(error.value).endswith(
+        "imdecode_backend='pillow') and, in the dataset: max_pixels=1600000000"
+    )
+    load = dict(type="LoadImageFromFile", imdecode_backend="pillow")
+    with pytest.raises(ValueError, match="truncated"):  # so it is read
+        dataset(ade, pipeline=[load], max_pixels=1_600_000_000)[0]
 
 
 def test_own_classes(ade: Path) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..backbone import FastViT, refuse_other_structures
 from ..checkpoint import load_pretrained, recognise
-from ..strict_loading import misfits, read_content, without_prefix
+from ..strict_loading import misfits, without_prefix
+from ..weights import read_content
 from .findings import ERROR, OK, WARNING, Finding
 
 _OTHER_CONFIG = (

@@ -79,8 +79,9 @@ class ReadItem:
 def _classes_in(results: Mapping) -> tuple[tuple[int, int], ...]:
     labels = results.get("gt_seg_map")
     if labels is not None:
-        occurs = np.bincount(np.asarray(labels, np.uint8).ravel(), minlength=256)[:255]  # 255: none
-        return tuple((int(c), 1) for c in np.flatnonzero(occurs))
+        occurs = np.zeros(256, bool)  # and no counts: numpy makes int64 of all labels for those
+        occurs[np.asarray(labels, np.uint8).ravel()] = True
+        return tuple((int(c), 1) for c in np.flatnonzero(occurs[:255]))  # 255: none
     labels = results.get("gt_bboxes_labels")
     if labels is None:
         return ()

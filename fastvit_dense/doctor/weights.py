@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import timm
-import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from mmengine.config import Config
 from torch import nn
 
 from ..backbone import FastViT
 from ..checkpoint import is_pretrained_cfg, load_pretrained
+from ..weights import cached_path, url_of
 from .config_keys import nearest
 from .findings import ERROR, OK, WARNING, Finding
 
@@ -54,10 +52,15 @@ def _sources(node: Any, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_source(where: str, source: str, part: nn.Module | None) -> Iterator[Finding]:
-    scheme = source.partition("://")[0] if "://" in source else ""
     turn_off = f"{where.removesuffix('.checkpoint')}=None"
+    try:
+        url = url_of(source)
+    except ValueError as error:
+        yield Finding(ERROR, where, str(error))
+        return
+    scheme = url.partition("://")[0] if "://" in url else ""
     if not scheme:
-        yield from _check_file(where, source, part, turn_off)
+        yield from _check_file(where, url, part, turn_off)
         return
     if scheme == "timm":
         name = source.removeprefix("timm://")
@@ -75,9 +78,8 @@ def _check_source(where: str, source: str, part: nn.Module | None) -> Iterator[F
         cached = _in_hub_cache(f"timm/{name}")
         place = f"huggingface.co/timm/{name}"
     else:
-        file = Path(urlparse(source).path).name
-        cached = (Path(torch.hub.get_dir()) / "checkpoints" / file).is_file()
-        place = source if scheme.startswith("http") else f"the place that {scheme}:// stands for"
+        cached = scheme.startswith("http") and cached_path(url).is_file()
+        place = url
     if cached:
         yield Finding(OK, where, f"{source} is in the cache of this machine")
     elif scheme == "timm" and constants.HF_HUB_OFFLINE:

@@ -1,0 +1,294 @@
+"""Checkpoints from anywhere, read as plain data: tensors, numbers, text, and containers of these.
+
+A pickle can hold calls of any function. mmengine runs them in whatever comes over http(s), and in files too
+if ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`` is set. Here stand loaders in place of its own, one for each scheme
+that it knows, and all end in :func:`_read`: so a checkpoint is plain data whether ``init_cfg``, the Runner,
+a tool, or an inference function of mmdet or mmseg asks for it.
+"""
+
+import argparse
+import difflib
+import hashlib
+import os
+import os.path as osp
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
+from urllib.parse import urlparse
+
+import numpy as np
+import safetensors.torch
+import timm
+import torch
+from mmengine.dist import barrier, get_rank
+from mmengine.fileio import get_file_backend
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, get_mmcls_models, get_torchvision_models
+from mmengine.runner.checkpoint import (
+    _get_mmengine_home,
+    _process_mmcls_checkpoint,
+    get_deprecated_model_names,
+    get_external_models,
+)
+from torch import Tensor
+
+_BY_PATH = "Without a network, fetch the file elsewhere and give its path."
+_WAYS_OUT = (
+    "Ways out: (1) fetch the file on a machine with a network and give its path as "
+    "init_cfg.checkpoint; (2) copy a filled Hugging Face cache here and point HF_HOME at it; "
+    "(3) train from scratch with --cfg-options model.backbone.init_cfg=None."
+)
+# As torchvision and OpenMMLab put the first digits of the SHA-256 into names.
+_HASHED = re.compile(r"-[0-9a-f]{8,}\.")
+# Names whose URLs mmengine has in tables.
+_TABLES = ("torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://", "mmcls://")
+
+
+def read_content(checkpoint: str, *, map_location: Any = "cpu") -> Any:
+    """Read a checkpoint of plain data, whatever it consists of.
+
+    Args:
+        checkpoint: a path, a URL, or a name such as ``timm://fastvit_sa12.apple_in1k``.
+        map_location: as in :func:`torch.load`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConnectionError: it cannot be fetched.
+        ValueError: it cannot be read, or holds code; there is no such name.
+    """
+    return CheckpointLoader.load_checkpoint(checkpoint, map_location, logger="silent")
+
+
+def url_of(checkpoint: str) -> str:
+    """What a name of mmengine's tables stands for: a URL, or a path. Anything else stands for itself.
+
+    Args:
+        checkpoint: such as ``torchvision://resnet50``.
+
+    Raises:
+        ValueError: there is no such name; the message has similar ones.
+    """
+    if not checkpoint.startswith(_TABLES):
+        return checkpoint
+    scheme, _, name = checkpoint.partition("://")
+    if scheme in ("torchvision", "modelzoo"):
+        known = get_torchvision_models()
+    elif scheme == "mmcls":
+        known = get_mmcls_models()
+    else:
+        known, name = get_external_models(), get_deprecated_model_names().get(name, name)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        raise ValueError(
+            f"{checkpoint}: {scheme}:// has no checkpoint {name!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else "")
+        )
+    url = known[name]
+    return url if url.startswith(("http://", "https://")) else osp.join(_get_mmengine_home(), url)
+
+
+def cached_path(url: str) -> Path:
+    """Where a file that was fetched from a URL is kept.
+
+    That is torch.hub's folder (``TORCH_HOME`` moves it). A file whose name carries a hash of its content,
+    as those of torchvision and OpenMMLab do, is there under that name, shared with torch.hub. Any other
+    name may mean many files (each repository of Hugging Face has a model.safetensors), so it is kept in a
+    folder for this URL.
+    """
+    folder, name = Path(torch.hub.get_dir(), "checkpoints"), Path(urlparse(url).path).name
+    if _HASHED.search(name):
+        return folder / name
+    return folder / hashlib.sha256(url.encode()).hexdigest()[:16] / (name or "checkpoint")
+
+
+@CheckpointLoader.register_scheme(prefixes="", force=True)
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Load a file."""
+    path = osp.expanduser(filename)
+    if not osp.isfile(path):
+        raise FileNotFoundError(
+            f"checkpoint {filename!r} does not exist. Expected a path, a URL or timm://MODEL.TAG, "
+            "such as timm://fastvit_sa12.apple_in1k"
+        )
+    return _read(path, map_location, name=filename)
+
+
+@CheckpointLoader.register_scheme(prefixes=("http://", "https://"), force=True)
+def load_from_http(filename: str, map_location: Any = None) -> Any:
+    """Load a URL, with a progress bar on stderr; from then on, the copy at :func:`cached_path`.
+
+    Of several processes the first one fetches it, and the others where they do not see its copy.
+    """
+    path, is_first = cached_path(filename), get_rank() == 0
+    if not is_first:
+        barrier()
+    try:
+        if path.is_file():
+            return _read(path, map_location, name=f"{filename} (its copy {path})")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # torch.hub takes what a broken connection leaves for the whole, so only what could be read is kept.
+        with TemporaryDirectory(dir=path.parent) as folder:
+            arrived = Path(folder, path.name)
+            if is_first:
+                print(f"Fetching {filename}\n      to {path}", file=sys.stderr)
+            try:
+                torch.hub.download_url_to_file(filename, str(arrived), progress=is_first)
+            except (OSError, HTTPException, ValueError) as e:
+                raise ConnectionError(f"{filename} could not be fetched ({e}). {_BY_PATH}") from e
+            content = _read(arrived, map_location, name=filename)
+            os.replace(arrived, path)
+            return content
+    finally:
+        if is_first:  # also when it failed, so that nobody waits for it
+            barrier()
+
+
+@CheckpointLoader.register_scheme(prefixes=_TABLES, force=True)
+def load_from_hub(filename: str, map_location: Any = None) -> Any:
+    """Load what a name of mmengine's tables stands for; see :func:`url_of`."""
+    content = read_content(url_of(filename), map_location=map_location)
+    return _process_mmcls_checkpoint(content) if filename.startswith("mmcls://") else content
+
+
+@CheckpointLoader.register_scheme(prefixes=(r"(\S+\:)?s3://", r"(\S+\:)?petrel://"), force=True)
+def load_from_ceph(filename: str, map_location: Any = None) -> Any:
+    """Load an object of a store that mmengine reaches through its backend ``petrel``."""
+    backend = get_file_backend(filename, backend_args={"backend": "petrel"})
+    with backend.get_local_path(filename) as path:
+        return _read(path, map_location, name=filename)
+
+
+@CheckpointLoader.register_scheme(prefixes="pavi://", force=True)
+def load_from_pavi(filename: str, map_location: Any = None) -> NoReturn:
+    """Refuse: the client of that store is not public, so nobody can say what it does with a file."""
+    raise ValueError(f"{filename}: pavi:// is not read here; fetch the file and give its path")
+
+
+@CheckpointLoader.register_scheme(prefixes="timm://")
+def load_from_timm(filename: str, map_location: Any = None) -> dict[str, Tensor]:
+    """Load ``timm://MODEL.TAG`` through timm's hub; timm reads safetensors, or pickles as plain data.
+
+    Args:
+        filename: such as ``timm://fastvit_sa12.apple_in1k``.
+        map_location: a device.
+
+    Returns:
+        The classifier's state dict, by timm's names.
+
+    Raises:
+        ValueError: timm has no such pretrained model; the message lists those it has. Or the cached copy
+            is damaged.
+        ConnectionError: the hub cannot be reached and has no cached copy here.
+    """
+    name = filename.removeprefix("timm://")
+    known = timm.list_pretrained("fastvit_*")
+    if name not in known:
+        raise ValueError(f"timm has no pretrained model {name!r}; it has {', '.join(known)}")
+    try:
+        state_dict = timm.create_model(name, pretrained=True).state_dict()
+    except OSError as e:  # what the hub's client raises for every kind of "not reachable"
+        raise ConnectionError(
+            f"{filename} could not be fetched and is not in the local cache "
+            f"({type(e).__name__}). {_WAYS_OUT}"
+        ) from e
+    except Exception as e:
+        raise ValueError(
+            f"{filename} cannot be read, its cached copy may be damaged: {_reason(e)}"
+        ) from e
+    return _on_device(state_dict, map_location)
+
+
+def _read(path: str | Path, map_location: Any, *, name: str) -> Any:
+    """The content of a local file; errors call it by the name that the user knows it by."""
+    try:
+        if _is_safetensors(path):
+            return _on_device(safetensors.torch.load_file(path), map_location)
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
+        # timm's saver stores the arguments of the training. A Namespace has attributes and no code of its
+        # own; for this reading alone, because timm takes the permission back when it has read a file.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as e:  # what a damaged file gives depends on where: about any
+        if isinstance(e, pickle.UnpicklingError) and (refused := _refused_global(e)):
+            raise ValueError(
+                f"{name} holds more than plain data and its code is not run: {refused}. Save the bare "
+                "state dict again where the file came from."
+            ) from e
+        raise ValueError(
+            f"{name} cannot be read, it may be truncated or damaged: {_reason(e)}"
+        ) from e
+
+
+def _is_safetensors(path: str | Path) -> bool:
+    """By the content: Hugging Face's cache has files without a suffix. By the suffix: a damaged one.
+
+    The format begins with the length of a JSON object in 8 bytes, and that object; at its brace, pickles
+    and archives have other bytes.
+    """
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{" or Path(path).suffix == ".safetensors"
+
+
+def _check_archive(path: str | Path) -> None:
+    """Compare a file with the checksums in it; torch.load would load weights of which bits have changed."""
+    with zipfile.ZipFile(path) as archive:
+        if (part := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"its part {part} is not what was written")
+
+
+def _on_device(state_dict: dict[str, Tensor], map_location: Any) -> dict[str, Tensor]:
+    """Where a device is named; what else torch.load takes says nothing of tensors that have no device."""
+    if isinstance(map_location, str | torch.device):
+        return {k: v.to(map_location) for k, v in state_dict.items()}
+    return state_dict
+
+
+def _refused_global(error: pickle.UnpicklingError) -> str:
+    """What ``torch.load`` refused to run, from the middle of its long message; empty if nothing."""
+    found = re.search(r"(?:GLOBAL|function|class) (?:<[^>]*>|'[^']*'|[\w.]+)", str(error))
+    return found.group() if found and "nsupported operand" not in str(error) else ""
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be read, in a sentence: what torch.load adds is how to run the code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, pickle.UnpicklingError) and lines[0].startswith(
+        "Weights only load failed"
+    ):
+        return "its pickled part makes no sense"
+    return f"{type(error).__name__}: {lines[0].partition('. ')[0]}" if lines else "it ends early"
+
+
+def allow_own_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)`` read the checkpoints that mmengine's Runner writes.
+
+    Beside tensors they hold the message hub's ``HistoryBuffer`` and numpy scalars and arrays: data
+    types without code of their own, named here one by one. A buffer names its methods through
+    ``getattr``; what stands in for that answers for those methods alone. The check itself stays on.
+    """
+    scalars = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, bool)}
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (_history_buffer_method, "builtins.getattr"),
+            (_history_buffer_method, "__builtin__.getattr"),
+            np.ndarray,
+            np.dtype,
+            np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+            np._core.multiarray.scalar,  # type: ignore[attr-defined]
+            *scalars,
+        ]
+    )
+
+
+def _history_buffer_method(owner: type, name: str) -> Callable[..., Any]:
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not allowed in a checkpoint")
+    return getattr(HistoryBuffer, name)
