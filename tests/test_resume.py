@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections import deque
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_tool
@@ -17,6 +19,7 @@ from toy_training import BEGUN, STOP_AT, write_config
 
 from fastvit_dense.checkpoint_files import SafeCheckpointHook, find_checkpoint, written_aside
 from fastvit_dense.interruptions import INTERRUPTED
+from fastvit_dense.repeatable_data import Draw, SeededDataset
 from fastvit_dense.strict_loading import read_checkpoint
 
 
@@ -186,3 +189,32 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
     train(config, tmp_path / "run")
     memory = [int(line) for line in (tmp_path / "run" / "memory.txt").read_text().split()]
     assert len(memory) == 20 and max(memory[10:]) <= 1.02 * max(memory[3:10])
+
+
+class Noise:
+    """Random numbers of all three generators, as transforms of images take them."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+
+def test_reading_an_image_leaves_all_random_states_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("the state of a CUDA device was asked for or set")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed"):
+        for suffix in ("", "_all"):
+            monkeypatch.setattr(torch.cuda, name + suffix, refuse)
+    noise, data = Noise(), SeededDataset(Noise())
+    for seed in (random.seed, np.random.seed, torch.default_generator.manual_seed):
+        seed(7)
+    first = noise[0]
+    for seed in (random.seed, np.random.seed, torch.default_generator.manual_seed):
+        seed(7)
+    seeded = [data[Draw(0, seed)] for seed in (1, 2, 1)]
+    assert seeded[0] == seeded[2] and not set(seeded[0]) & set(seeded[1])
+    assert noise[0] == first
