@@ -14,6 +14,7 @@ import torch
 from conftest import randomise
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
+from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from fastvit_dense import ARCHS, FastViT, reparameterize
@@ -33,9 +34,10 @@ def device(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(pytestconfig.getoption("--device"))
 
 
-def build(path: str) -> nn.Module:
+def build(path: str, **options: Any) -> nn.Module:
     """The model of a config with random weights, on the CPU."""
     cfg = load_config(str(CONFIGS / path))
+    cfg.model.update(options)
     cfg.model.backbone.init_cfg = None
     if "drop_path_rate" in cfg.model.backbone:
         cfg.model.backbone.drop_path_rate = 0.0
@@ -100,8 +102,6 @@ def test_autocast_keeps_close_to_float32(device: str) -> None:
 
 
 def test_segmentation_losses_and_labels(device: str) -> None:
-    from mmseg.structures import SegDataSample
-
     here = build("seg/fpn_fastvit-t8_demo-regions.py").train()
     here.decode_head.dropout = None  # masks of another generator
     there = copy.deepcopy(here).to(device)
@@ -128,6 +128,23 @@ def test_segmentation_losses_and_labels(device: str) -> None:
             for m in (here, there)
         ]
     assert (labels[0] == labels[1]).float().mean() > 0.999  # where two classes nearly tie
+
+
+def test_windows_of_a_large_image(device: str) -> None:
+    window = dict(mode="slide", crop_size=(64, 64), stride=(48, 48))
+    here = build(
+        "seg/fpn_fastvit-t8_demo-regions.py", type="TiledSegmentor", test_cfg=window
+    ).eval()
+    there = copy.deepcopy(here).to(device)
+    image = torch.rand(1, 3, 160, 224)
+    meta = dict(ori_shape=(150, 210), img_shape=(160, 224), padding_size=(0, 0, 0, 0))
+    with torch.inference_mode():
+        labels = [
+            model.predict(image.to(p), [SegDataSample(metainfo=meta)])[0].pred_sem_seg.data.cpu()
+            for model, p in ((here, "cpu"), (there, device))
+        ]
+    assert labels[0].shape == (1, 150, 210) and len(labels[0].unique()) > 1
+    assert (labels[0] == labels[1]).float().mean() > 0.999
 
 
 def test_detector_trains_and_predicts(device: str) -> None:
