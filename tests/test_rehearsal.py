@@ -36,7 +36,7 @@ def test_steps_go_on_after_one_that_fails(
 
     rehearsal = tool.Rehearsal(tmp_path, "cpu")
     start = time.monotonic()
-    rehearsal.run(tool.Part(0.05, steps))
+    rehearsal.run(tool.Part(0.005, steps))
     assert time.monotonic() - start < 30
     assert [ok for _, ok, _, _ in rehearsal.results] == [True, False, False, False]
     lines = capsys.readouterr().out.splitlines()
