@@ -2,6 +2,10 @@
 
 import argparse
 import os.path as osp
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
 
 from mmengine.config import ConfigDict, DictAction
 from mmengine.evaluator import DumpResults
