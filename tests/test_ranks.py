@@ -83,16 +83,24 @@ def test_a_lost_one_ends_the_other(tmp_path: Path) -> None:
     assert "Error" in log.splitlines()[-1] or "closed by peer" in log
 
 
-def test_slurm_variables(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "rank_is", "count_is", "local_is"),
+    [
+        ("slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+        ("mpi", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ],
+)
+def test_variables_of_launchers(
+    tmp_path: Path, launcher: str, rank_is: str, count_is: str, local_is: str
+) -> None:
     config = write_config(tmp_path / "toy.py", by_epoch=True, epochs=4)
     processes = []
     for rank in (0, 1):
         env = {
-            **os.environ, "PYTHONPATH": PYTHONPATH, "SLURM_PROCID": str(rank),
-            "SLURM_LOCALID": str(rank), "SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29605", "OMP_NUM_THREADS": "1",
+            **os.environ, "PYTHONPATH": PYTHONPATH, rank_is: str(rank), local_is: str(rank),
+            count_is: "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29605", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        command = ["tools/train.py", config, "--work-dir", tmp_path / "run", "--launcher", "slurm"]
+        command = ["tools/train.py", config, "--work-dir", tmp_path / "run", "--launcher", launcher]
         processes.append(subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=env))
     assert [process.wait(timeout=200) for process in processes] == [0, 0]
     assert last(tmp_path / "run")["meta"]["iter"] == 12

@@ -9,7 +9,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from mmengine.config import DictAction
 
-from fastvit_dense.runtime import Runner, enable_amp, load_config, set_local_rank
+from fastvit_dense.runtime import Runner, check_launcher, enable_amp, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +43,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    set_local_rank(args.local_rank)
+    try:
+        check_launcher(args.launcher, local_rank=args.local_rank)
+    except ValueError as error:
+        raise SystemExit(f"train: {error}") from error
     cfg = load_config(args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
     if args.amp:
         enable_amp(cfg)
