@@ -2,14 +2,16 @@
 
 import math
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -17,11 +19,17 @@ from .checkpoint_files import INTERRUPTED_NAMES, write_last_checkpoint
 
 # Exit status after a signal that was saved for. (sysexits.h calls it EX_TEMPFAIL: try again later.)
 INTERRUPTED = 75
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1) if hasattr(signal, "SIGUSR1") else (signal.SIGTERM,)
+CTRL_C = 128 + signal.SIGINT  # likewise after SIGINT, as shells count it: somebody wanted it to end
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 class StopOnSignal(Hook):
-    """Saves at the next iteration after SIGTERM or SIGUSR1, and exits with status 75.
+    """Saves after SIGTERM, SIGUSR1 or Ctrl-C (SIGINT), and exits with status 75, or 130 for Ctrl-C.
+
+    It saves at the next iteration; in a validation at once, and the validation is run again on
+    ``--resume``. A second Ctrl-C ends the process without saving.
 
     SLURM and Kubernetes send SIGTERM some time before they kill; ``sbatch --signal=USR1@120`` gives two
     minutes. All processes of a run stop at the same iteration, whichever of them was told. ``--resume``
@@ -35,43 +43,87 @@ class StopOnSignal(Hook):
         self._handlers: dict[signal.Signals, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Take the signals over."""
-        self._handlers = {s: signal.signal(s, self._note) for s in SIGNALS}
+        """Take the signals over; run the validation that was interrupted."""
+        for s in SIGNALS:
+            # A shell without job control starts background jobs without Ctrl-C: it is meant for others.
+            if s != signal.SIGINT or signal.getsignal(s) is not signal.SIG_IGN:
+                self._handlers[s] = signal.signal(s, self._note)
+        interrupted = runner.iter > 0 and runner.resume_point.position.get("validating")
+        if interrupted and runner.val_loop is not None:
+            runner.val_loop.run()
 
     def after_train(self, runner: Runner) -> None:
         """Give the signals back."""
         for s, handler in self._handlers.items():
             signal.signal(s, handler)
+        self._handlers = {}
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Save and exit, if a signal came and no gradients are half accumulated."""
-        iteration = runner.iter + 1
+        self._stop_if_told(runner, runner.iter + 1)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """The same in a validation within a training, where all processes have as many batches."""
+        even = getattr(runner.val_dataloader.sampler, "round_up", False)
+        if self._handlers and (even or get_world_size() == 1):
+            self._stop_if_told(runner, runner.iter)
+
+    def _stop_if_told(self, runner: Runner, iteration: int) -> None:
         accumulates = getattr(runner.optim_wrapper, "_accumulative_counts", 1)
-        if iteration % accumulates or not self._anyone(runner):
+        if iteration % accumulates:
             return
-        name = INTERRUPTED_NAMES.replace("*", str(iteration))
-        runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
-        told = self.signal.name if self.signal else "a signal in another process"
-        path = os.path.join(runner.work_dir, name)
+        told = self._told(runner)
+        if not told:
+            return
+        if runner.resume_point.validating:
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # its model is in place while a validation runs
+                    hook.after_val_epoch(runner)
+        path = os.path.join(runner.work_dir, INTERRUPTED_NAMES.replace("*", str(iteration)))
+        runner.save_checkpoint(
+            runner.work_dir,
+            os.path.basename(path),
+            meta=dict(epoch=runner.epoch, iter=iteration),
+            by_epoch=False,
+        )
         if is_main_process():
             write_last_checkpoint(runner.work_dir, path)
         runner.logger.warning(
-            f"stopped by {told} after iteration {iteration}; saved to {path}. --resume goes on from there."
+            f"stopped by {'Ctrl-C' if told == signal.SIGINT else told.name} after iteration {iteration}; "
+            f"saved to {path}. Go on with: {_resume_command()}"
         )
-        raise SystemExit(INTERRUPTED)
+        raise SystemExit(CTRL_C if told == signal.SIGINT else INTERRUPTED)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            if is_main_process():  # not print(), whose buffer this may have interrupted
+                os.write(
+                    2, b"\nCtrl-C: stopping after this iteration; press it again to stop at once\n"
+                )
 
-    def _anyone(self, runner: Runner) -> bool:
-        if get_world_size() == 1:
-            return self.signal is not None
-        device = next(runner.model.parameters()).device
-        told = torch.tensor(float(self.signal is not None), device=device)
-        all_reduce(told, op="max")
-        return bool(told)
+    def _told(self, runner: Runner) -> signal.Signals | None:
+        """The signal that any of the processes got."""
+        number = int(self.signal or 0)
+        if get_world_size() > 1:
+            device = next(runner.model.parameters()).device
+            told = torch.tensor(number, device=device)
+            all_reduce(told, op="max")
+            number = int(told)
+        return signal.Signals(number) if number else None
+
+
+def _resume_command() -> str:
+    if get_world_size() > 1:  # its beginning, such as torchrun's options, is not known here
+        return "the same command with --resume"
+    pairs = zip(sys.argv, [*sys.argv[1:], "-"], strict=True)
+    resumes = any(word == "--resume" and after.startswith("-") for word, after in pairs)
+    return shlex.join(["python", *sys.argv, *([] if resumes else ["--resume"])])
 
 
 class StopOnNaN(Hook):

@@ -13,7 +13,8 @@ class ResumePoint(Hook):
     """Keeps the random states of all processes and the place in the epoch in checkpoints.
 
     A checkpoint may be saved before or after a validation (the best one), and a resumed run starts behind
-    it. So a validation leaves the random states as they were: training draws the same in each case.
+    it. So a validation leaves the random states as they were: training draws the same in each case. One
+    that was saved within a validation says so, for the validation to be run again.
 
     Attributes:
         position: place in the epoch of the checkpoint that was loaded; see ResumableEpochs.
@@ -27,9 +28,16 @@ class ResumePoint(Hook):
         self._before_val: States | None = None
         self._to_save: dict[str, Any] = {}
 
+    @property
+    def validating(self) -> bool:
+        """Whether a validation is running."""
+        return self._before_val is not None
+
     def note(self, position: dict[str, int]) -> None:
         """Collect what the next checkpoint is to hold. To be called by all processes."""
         states = all_gather_object(self._before_val or capture())
+        if self.validating:
+            position = dict(position, validating=1)
         self._to_save = dict(random_states=states, position=position)
 
     def restore(self) -> str:

@@ -6,6 +6,7 @@
 import difflib
 import os
 import os.path as osp
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -197,8 +198,23 @@ class ValidateRankZero(Hook):
             broadcast(buffer)
 
 
-# What torch.distributed asks for, and what srun gives. tools/slurm_train.sh sets address and port.
-_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+# What torch.distributed asks for, and what each launcher calls it.
+# tools/slurm_train.sh sets address and port.
+_LAUNCHERS = {
+    "pytorch": {"RANK": "RANK", "WORLD_SIZE": "WORLD_SIZE", "MASTER_ADDR": "MASTER_ADDR"},
+    "slurm": {
+        "RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID",
+    },
+    "mpi": {
+        "RANK": "OMPI_COMM_WORLD_RANK", "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+        "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK", "MASTER_ADDR": "MASTER_ADDR",
+    },
+}  # fmt: skip
+_LAUNCHED_BY = {
+    "pytorch": "torchrun --nproc_per_node N {tool} ... --launcher pytorch",
+    "slurm": "srun --ntasks N python {tool} ... --launcher slurm (sbatch tools/slurm_train.sh does)",
+    "mpi": "mpirun -np N -x MASTER_ADDR=HOST python {tool} ... --launcher mpi",
+}
 # Where mmengine's own would lose a file or an iteration.
 _SAFER = {
     "CheckpointHook": SafeCheckpointHook,
@@ -252,9 +268,9 @@ class Runner(MMEngineRunner):
         """Set up processes; without a GPU, distributed training goes over gloo."""
         if self.distributed and not dist.is_initialized() and not torch.cuda.is_available():
             # mmengine would select a CUDA device for each rank.
-            if self.launcher == "slurm":
-                for name, slurm in _SLURM.items():
-                    os.environ[name] = os.environ[slurm]
+            for name, given in _LAUNCHERS[self.launcher].items():
+                os.environ[name] = os.environ[given]
+            os.environ.setdefault("MASTER_PORT", "29500")  # mmengine's
             dist.init_process_group("gloo")
         super().setup_env(env_cfg)
 
@@ -391,18 +407,26 @@ def batch_message(cfg: ConfigDict, processes: int) -> str:
     arithmetic = f"{processes} processes x {batch} images" + (
         f" x {steps} accumulated steps" if steps > 1 else ""
     )
-    if images == recipe:
-        return f"batch: {arithmetic} = {images} images a step, as in the recipe; lr {lr:g}"
-    if cfg.auto_scale_lr.get("enable"):
-        # mmengine scales by the images of one forward pass.
+    scaled = lr * processes * batch / recipe  # mmengine scales by the images of one forward pass
+    if cfg.auto_scale_lr.get("enable") and processes * batch != recipe:
         return (
             f"batch: {arithmetic} = {images} images a step, recipe {recipe}; lr scaled linearly from "
-            f"{lr:g} to {lr * processes * batch / recipe:g}"
+            f"{lr:g} to {scaled:g}"
         )
+    if images == recipe:
+        return f"batch: {arithmetic} = {images} images a step, as in the recipe; lr {lr:g}"
+    ways = []
+    if steps == 1:
+        ways.append(f"--auto-scale-lr scales it to {scaled:g}")
+    else:
+        ways.append(f"optim_wrapper.optimizer.lr={lr * images / recipe:g} is in proportion")
+    if recipe % (processes * batch) == 0:
+        ways.append(f"optim_wrapper.accumulative_counts={recipe // (processes * batch)} keeps it")
+    elif recipe % (processes * steps) == 0:
+        ways.append(f"train_dataloader.batch_size={recipe // (processes * steps)} keeps it")
     return (
         f"batch: {arithmetic} = {images} images a step, but lr {lr:g} is meant for {recipe}. "
-        f"--auto-scale-lr scales it to {lr * images / recipe:g}; "
-        f"optim_wrapper.accumulative_counts={max(round(recipe / (processes * batch)), 1)} keeps it."
+        f"{'; '.join(ways)}."
     )
 
 
@@ -430,6 +454,30 @@ def _shorten(names: tuple[str, ...]) -> str:
     return f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def set_local_rank(local_rank: int) -> None:
-    """Pass on the rank that ``torch.distributed.launch`` gives as an argument."""
+def check_launcher(launcher: str, *, local_rank: int = 0) -> None:
+    """Check that this process was started as ``--launcher`` says, before it does anything.
+
+    Args:
+        launcher: none, pytorch, slurm or mpi.
+        local_rank: that ``torch.distributed.launch`` gives as an argument; it is passed on.
+
+    Raises:
+        ValueError: it is one of several, which would all train alone in one work folder; or the variables
+            of the launcher are missing.
+    """
+    tool = sys.argv[0]
+    if launcher == "none":
+        processes = os.environ.get("WORLD_SIZE", "1")
+        if processes != "1" and "RANK" in os.environ:
+            raise ValueError(
+                f"this is one of {processes} processes (WORLD_SIZE), each of which would run alone: add "
+                f"--launcher pytorch, or unset WORLD_SIZE to run {tool} once"
+            )
+        return
+    missing = [name for name in _LAUNCHERS[launcher].values() if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"--launcher {launcher}: {', '.join(missing)} not set; expected to be started by: "
+            f"{_LAUNCHED_BY[launcher].format(tool=tool)}"
+        )
     os.environ.setdefault("LOCAL_RANK", str(local_rank))

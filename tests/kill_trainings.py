@@ -25,12 +25,13 @@ from fastvit_dense.checkpoint_files import UNFINISHED
 from fastvit_dense.strict_loading import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 WIDTH = 16_000  # 4 M weights, with their averages and optimizer states 66 MB: saving takes part of the time
 
 
 def start(config: Path, work_dir: Path, begun: Path) -> subprocess.Popen:
     """Start, or go on with, the training."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), BEGUN: str(begun), STOP_AT: "0"}
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH, BEGUN: str(begun), STOP_AT: "0"}
     begun.unlink(missing_ok=True)
     command = [
         sys.executable,

@@ -10,9 +10,11 @@ import pytest
 import torch
 from conftest import ROOT
 from test_resume import assert_same_end, last
-from toy_training import KILL_AT, STOP_AT, write_config
+from toy_training import KILL_AT, STOP_AT, STOP_VAL_AT, write_config
 
 from fastvit_dense.interruptions import INTERRUPTED
+
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
 
 def train(config: Path, work_dir: Path, port: int, *extra: str, **rank_1: str) -> list[int]:
@@ -20,7 +22,7 @@ def train(config: Path, work_dir: Path, port: int, *extra: str, **rank_1: str) -
     processes = []
     for rank in (0, 1):
         env = {
-            **os.environ, "PYTHONPATH": str(ROOT / "tests"), "RANK": str(rank),
+            **os.environ, "PYTHONPATH": PYTHONPATH, "RANK": str(rank),
             "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **(rank_1 if rank else {}),
         }  # fmt: skip
@@ -48,6 +50,10 @@ def test_one_is_told_both_stop(tmp_path: Path) -> None:
     assert status == [INTERRUPTED, INTERRUPTED]
     assert last(tmp_path / "parts")["meta"]["iter"] == 5
     assert len(last(tmp_path / "parts")["random_states"]) == 2
+    # Then in the validation after two epochs.
+    status = train(config, tmp_path / "parts", 29607, "--resume", **{STOP_VAL_AT: "1"})
+    assert status == [INTERRUPTED, INTERRUPTED]
+    assert last(tmp_path / "parts")["meta"]["iter"] == 6
     assert train(config, tmp_path / "parts", 29603, "--resume") == [0, 0]
     assert_same_end(tmp_path / "whole", tmp_path / "parts", iterations=12)
     assert "mmcv operators" in text
@@ -77,16 +83,24 @@ def test_a_lost_one_ends_the_other(tmp_path: Path) -> None:
     assert "Error" in log.splitlines()[-1] or "closed by peer" in log
 
 
-def test_slurm_variables(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "rank_is", "count_is", "local_is"),
+    [
+        ("slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+        ("mpi", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ],
+)
+def test_variables_of_launchers(
+    tmp_path: Path, launcher: str, rank_is: str, count_is: str, local_is: str
+) -> None:
     config = write_config(tmp_path / "toy.py", by_epoch=True, epochs=4)
     processes = []
     for rank in (0, 1):
         env = {
-            **os.environ, "PYTHONPATH": str(ROOT / "tests"), "SLURM_PROCID": str(rank),
-            "SLURM_LOCALID": str(rank), "SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29605", "OMP_NUM_THREADS": "1",
+            **os.environ, "PYTHONPATH": PYTHONPATH, rank_is: str(rank), local_is: str(rank),
+            count_is: "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29605", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        command = ["tools/train.py", config, "--work-dir", tmp_path / "run", "--launcher", "slurm"]
+        command = ["tools/train.py", config, "--work-dir", tmp_path / "run", "--launcher", launcher]
         processes.append(subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=env))
     assert [process.wait(timeout=200) for process in processes] == [0, 0]
     assert last(tmp_path / "run")["meta"]["iter"] == 12

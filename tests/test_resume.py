@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, run_tool
 from mmengine.fileio import LocalBackend
-from toy_training import BEGUN, STOP_AT, write_config
+from toy_training import BEGUN, STOP_AT, STOP_VAL_AT, write_config
 
 from fastvit_dense.checkpoint_files import SafeCheckpointHook, find_checkpoint, written_aside
 from fastvit_dense.interruptions import INTERRUPTED
@@ -23,11 +23,19 @@ from fastvit_dense.repeatable_data import Draw, SeededDataset
 from fastvit_dense.strict_loading import read_checkpoint
 
 
-def train(config: Path, work_dir: Path, *extra: str, stop_at: int = 0, status: int = 0) -> str:
+def train(
+    config: Path,
+    work_dir: Path,
+    *extra: str,
+    stop_at: int = 0,
+    stop_val_at: int = 0,
+    status: int = 0,
+) -> str:
     env = {
         **os.environ,
         "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         STOP_AT: str(stop_at),
+        STOP_VAL_AT: str(stop_val_at),
     }
     env.pop(BEGUN, None)
     done = subprocess.run(
@@ -49,6 +57,12 @@ def losses(work_dir: Path) -> dict[int, tuple[float, float, float]]:
             if "loss" in entry:
                 found[entry["iter"]] = (entry["loss_a"], entry["loss_b"], entry["lr"])
     return found
+
+
+def validated(work_dir: Path) -> list[int]:
+    """Epoch or iteration of each validation that came to its end."""
+    lines = "".join(f.read_text() for f in sorted(work_dir.glob("*/vis_data/scalars.json")))
+    return [entry["step"] for entry in map(json.loads, lines.splitlines()) if "score" in entry]
 
 
 def last(work_dir: Path) -> dict:
@@ -99,6 +113,21 @@ def test_iterations_stopped_with_gradients_half_accumulated(folder: Path, tmp_pa
     assert "stopped by SIGTERM after iteration 16" in text
     train(folder / "iterations.py", tmp_path, "--resume")
     assert_same_end(folder / "iterations", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["epochs", "iterations"])
+def test_stopped_in_a_validation(folder: Path, tmp_path: Path, name: str) -> None:
+    config = folder / f"{name}.py"
+    text = train(
+        config, tmp_path, stop_val_at=3, status=INTERRUPTED
+    )  # the second, at its first batch
+    assert "stopped by SIGTERM after iteration 24" in text
+    assert last(tmp_path)["meta"]["iter"] == 24
+    text = train(config, tmp_path, "--resume", stop_val_at=1, status=INTERRUPTED)  # the same one
+    assert "stopped by SIGTERM after iteration 24" in text
+    train(config, tmp_path, "--resume")
+    assert_same_end(folder / name, tmp_path)
+    assert validated(tmp_path) == validated(folder / name) and len(validated(tmp_path)) == 4
 
 
 def test_newest_is_broken(folder: Path, tmp_path: Path) -> None:

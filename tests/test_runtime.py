@@ -1,14 +1,24 @@
 """Checks of configs and messages that need no training."""
 
+import itertools
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_tool
 from mmengine.config import Config
 
-from fastvit_dense.runtime import Runner, batch_message, enable_amp, load_config
+from fastvit_dense.runtime import (
+    Runner,
+    batch_message,
+    check_launcher,
+    enable_amp,
+    load_config,
+)
 
 SA12 = str(Path(__file__).parents[1] / "configs/det/mask-rcnn_fastvit-sa12_fpn_1x_coco.py")
 
@@ -51,6 +61,17 @@ def test_evaluator_reads_other_annotations(split: str) -> None:
         (1, 2, 8, False, "1 processes x 2 images x 8 accumulated steps = 16 images a step, as in"),
         (1, 2, 1, False, "scales it to 2.5e-05; optim_wrapper.accumulative_counts=8 keeps it"),
         (4, 2, 1, True, "8 images a step, recipe 16; lr scaled linearly from 0.0002 to 0.0001"),
+        (2, 4, 2, True, "16 images a step, recipe 16; lr scaled linearly from 0.0002 to 0.0001"),
+        (2, 16, 1, False, "scales it to 0.0004; train_dataloader.batch_size=8 keeps it."),
+        (
+            2,
+            4,
+            4,
+            False,
+            "lr=0.0004 is in proportion; optim_wrapper.accumulative_counts=2 keeps it.",
+        ),
+        (32, 2, 1, False, "is meant for 16. --auto-scale-lr scales it to 0.0008."),
+        (3, 2, 1, False, "is meant for 16. --auto-scale-lr scales it to 7.5e-05."),
     ],
 )
 def test_batch_message(
@@ -64,6 +85,77 @@ def test_batch_message(
         )
     )
     assert message in batch_message(cfg, processes)
+
+
+def test_what_keeps_the_rate_keeps_the_batch() -> None:
+    kept = 0
+    for processes, batch, steps in itertools.product(range(1, 20), range(1, 20), range(1, 4)):
+        cfg = Config(
+            dict(
+                auto_scale_lr=dict(base_batch_size=16),
+                train_dataloader=dict(batch_size=batch),
+                optim_wrapper=dict(optimizer=dict(lr=2e-4), accumulative_counts=steps),
+            )
+        )
+        advice = re.search(r"(\S+)=(\d+) keeps it", batch_message(cfg, processes))
+        if advice:
+            kept += 1
+            cfg.merge_from_dict({advice[1]: int(advice[2])})
+            assert "as in the recipe" in batch_message(cfg, processes)
+            wrapper, loader = cfg.optim_wrapper, cfg.train_dataloader
+            assert processes * loader.batch_size * wrapper.accumulative_counts == 16
+    assert kept > 100
+
+
+@pytest.mark.parametrize(
+    ("launcher", "given", "message"),
+    [
+        ("none", dict(RANK="0", WORLD_SIZE="2"), "one of 2 processes.*add --launcher pytorch"),
+        ("pytorch", {}, "RANK, WORLD_SIZE, MASTER_ADDR not set.*: torchrun --nproc_per_node N"),
+        ("pytorch", dict(RANK="0", WORLD_SIZE="2"), "pytorch: MASTER_ADDR not set"),
+        ("slurm", dict(SLURM_NTASKS="8"), "SLURM_PROCID, SLURM_LOCALID not set.*slurm_train.sh"),
+        ("mpi", {}, "OMPI_COMM_WORLD_RANK.*: mpirun -np N -x MASTER_ADDR=HOST python"),
+    ],
+)
+def test_refused_launcher(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, given: dict[str, str], message: str
+) -> None:
+    monkeypatch.setattr(os, "environ", given)
+    with pytest.raises(ValueError, match=message) as error:
+        check_launcher(launcher)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "given", "local_rank"),
+    [
+        ("none", {}, None),
+        (
+            "none",
+            dict(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0"),
+            "0",
+        ),  # torchrun --nproc_per_node 1
+        ("none", dict(WORLD_SIZE="2"), None),  # left over in a shell
+        ("none", dict(SLURM_NTASKS="8", SLURM_PROCID="0"), None),  # srun --pty bash
+        ("pytorch", dict(WORLD_SIZE="2", RANK="0", MASTER_ADDR="host"), "1"),
+        ("slurm", dict(SLURM_NTASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0"), "1"),
+    ],
+)
+def test_launcher(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, given: dict[str, str], local_rank: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", given)
+    check_launcher(launcher, local_rank=1)
+    assert given.get("LOCAL_RANK") == local_rank
+
+
+@pytest.mark.parametrize("tool", ["train", "test"])
+def test_tools_refuse_torchrun_without_launcher(tmp_path: Path, tool: str) -> None:
+    checkpoint = ["x.pth"] if tool == "test" else []
+    text = run_tool(f"tools/{tool}.py", SA12, *checkpoint, "--work-dir", tmp_path / "run",
+                    fails=True, RANK=0, WORLD_SIZE=2)  # fmt: skip
+    assert text.startswith(f"{tool}: this is one of 2 processes") and text.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_message_without_a_recipe() -> None:

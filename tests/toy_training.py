@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 STOP_AT = "TOY_STOP_AT"  # iteration at which the process sends itself SIGTERM
+STOP_VAL_AT = "TOY_STOP_VAL_AT"  # likewise the batch of all validations
 KILL_AT = "TOY_KILL_AT"  # likewise SIGKILL
 BEGUN = "TOY_BEGUN"  # file to touch at the first iteration
+PAUSE = "TOY_PAUSE"  # seconds that a forward pass takes more
 
 
 @DATASETS.register_module()
@@ -27,8 +30,8 @@ class ToyDataset(Dataset):
 
     metainfo = dict(classes=("toy",))
 
-    def __init__(self, length: int = 22, poison: int | None = None) -> None:
-        self.length, self.poison = length, poison
+    def __init__(self, length: int = 22, poison: int | None = None, ballast: int = 0) -> None:
+        self.length, self.poison, self.ballast = length, poison, ballast
 
     def __len__(self) -> int:
         return self.length
@@ -38,7 +41,9 @@ class ToyDataset(Dataset):
         image = torch.full((3, 12, 12), index / self.length) + 0.1 * noise
         if index == self.poison:
             image[:] = float("nan")
-        sample = BaseDataElement(metainfo=dict(img_path=f"image_{index}.jpg"))
+        # No tensor, which would go through shared memory: a worker writes it to a pipe.
+        meta = dict(img_path=f"image_{index}.jpg", ballast=bytes(self.ballast))
+        sample = BaseDataElement(metainfo=meta)
         return dict(inputs=image, data_samples=sample)
 
 
@@ -55,6 +60,7 @@ class ToyModel(BaseModel):
         self.steps = 0
 
     def forward(self, inputs: Tensor, data_samples: list, mode: str = "tensor") -> object:
+        time.sleep(float(os.environ.get(PAUSE, 0)))
         x = torch.stack(list(inputs))
         x = self.ballast(self.drop(self.norm(self.conv(x)).relu()).mean((2, 3)))
         if mode == "predict":
@@ -78,9 +84,13 @@ class ToyMetric(BaseMetric):
     """Draws numbers, which training must not notice, and gets better all the time."""
 
     evaluations = 0
+    batches = 0
 
     def process(self, data_batch: object, data_samples: object) -> None:
         self.results.append(np.random.rand() + torch.rand(()).item() + random.random())
+        type(self).batches += 1
+        if self.batches == int(os.environ.get(STOP_VAL_AT, 0)):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         type(self).evaluations += 1

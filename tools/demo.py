@@ -4,6 +4,8 @@ Each step is a command of this project, printed before it runs, so that it can b
 """
 
 import argparse
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
+
+from fastvit_dense.interruptions import CTRL_C, INTERRUPTED
 from fastvit_dense.report import contact_sheet, plot_training, read_scalars
 
 
@@ -71,8 +77,20 @@ DEMOS = {
 
 
 def run(*command: str) -> None:
+    """Run a step; Ctrl-C is for it to act on, as saving a training."""
     print(f"\n$ python {' '.join(command)}", flush=True)
-    subprocess.run([sys.executable, *command], check=True)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # what is ignored would be ignored in the step, too
+        signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        status = subprocess.run([sys.executable, *command]).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if status in (CTRL_C, INTERRUPTED, -signal.SIGINT):
+        resume = [] if "--resume" in sys.argv else ["--resume"]
+        print(f"demo: stopped. Go on with: {shlex.join(['python', *sys.argv, *resume])}")
+    if status:
+        raise SystemExit(status if status > 0 else 128 - status)
 
 
 def main() -> None:

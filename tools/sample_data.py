@@ -8,10 +8,14 @@ python tools/sample_data.py freihand OUT [--train N] [--val N] [--seed S] [--pos
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
-from fastvit_dense import sample_data
-from fastvit_dense.hand.sample_freihand import POSES, write_freihand
+try:
+    from fastvit_dense import sample_data
+    from fastvit_dense.hand.sample_freihand import POSES, write_freihand
+except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -76,4 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # after what was written is removed
+        sys.exit(128 + signal.SIGINT)

@@ -2,11 +2,15 @@
 
 import argparse
 import os.path as osp
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
 
 from mmengine.config import ConfigDict, DictAction
 from mmengine.evaluator import DumpResults
 
-from fastvit_dense.runtime import Runner, load_config, set_local_rank
+from fastvit_dense.runtime import Runner, check_launcher, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,7 +42,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    set_local_rank(args.local_rank)
+    try:
+        check_launcher(args.launcher, local_rank=args.local_rank)
+    except ValueError as error:
+        raise SystemExit(f"test: {error}") from error
     cfg = load_config(args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
