@@ -3,10 +3,10 @@
 import argparse
 import os.path as osp
 
-from mmengine.config import ConfigDict, DictAction
+from mmengine.config import DictAction
 from mmengine.evaluator import DumpResults
 
-from fastvit_dense.runtime import Runner, load_config, set_local_rank
+from fastvit_dense.runtime import Runner, enable_tta, load_config, set_local_rank
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,11 +47,7 @@ def main() -> None:
         if args.show_dir:
             hook.test_out_dir = osp.abspath(args.show_dir)
     if args.tta:
-        if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
-            raise SystemExit(f"--tta: {args.config} defines no tta_model and tta_pipeline")
-        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.test_evaluator = cfg.get("tta_evaluator", cfg.test_evaluator)
+        enable_tta(cfg)
 
     runner = Runner.from_cfg(cfg)
     if args.out:
