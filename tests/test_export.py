@@ -133,6 +133,20 @@ def test_segmentor_to_onnx(tmp_path: Path) -> None:
     assert "input input: 1 x 3 x 96x64" in str(report)
 
 
+def test_head_size_is_of_segmentors() -> None:
+    with pytest.raises(
+        ValueError, match="head-size.* segmentor's logits .*; got FastViT, of which"
+    ):
+        make_graph(FastViT("t8"), full_size=False)
+    need("mmdet", "mmseg")
+    with pytest.raises(
+        ValueError, match="head-size.* segmentor's logits .*; got MaskRCNN, of which"
+    ):
+        make_graph(load_model(str(DET))[0], full_size=False)
+    with pytest.raises(ValueError, match="head-size.*; got a backbone, of which"):
+        make_graph(load_model(str(SEG))[0], part="backbone", full_size=False)
+
+
 def test_detector_to_onnx(tmp_path: Path) -> None:
     need("onnx", "onnxruntime", "mmdet")
     model, about = load_model(str(DET))
