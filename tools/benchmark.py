@@ -6,6 +6,7 @@ python tools/benchmark.py --arch sa12 --backend eager onnxruntime openvino --dty
 python tools/benchmark.py --config configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py
 """
 
+import _environment  # noqa: F401
 import argparse
 import os
 import sys

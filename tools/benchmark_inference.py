@@ -3,6 +3,7 @@
 python tools/benchmark_inference.py IMAGE|FOLDER [...] [--config CONFIG] [--fuse]
 """
 
+import _environment  # noqa: F401
 import argparse
 
 import torch

@@ -6,6 +6,7 @@ Writes the mesh over the image and from the side (as an image or a video), a mes
 MANO's parameters as JSON. No intrinsics are needed; with --K the mesh is placed before the camera.
 """
 
+import _environment  # noqa: F401
 import argparse
 import os
 import sys

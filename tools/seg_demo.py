@@ -3,6 +3,7 @@
 python tools/seg_demo.py INPUT --config CONFIG --checkpoint CHECKPOINT
 """
 
+import _environment  # noqa: F401
 import argparse
 
 import fastvit_dense  # noqa: F401  (before mmseg: it serves mmcv's operators)

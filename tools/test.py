@@ -1,5 +1,6 @@
 """Test a checkpoint: python tools/test.py CONFIG CHECKPOINT [--show-dir pictures]."""
 
+import _environment  # noqa: F401
 import argparse
 import os.path as osp
 
