@@ -46,7 +46,9 @@ def parse_args() -> argparse.Namespace:
         help="intrinsics in pixels: fx fy cx cy, or a JSON file with a 3x3 matrix",
     )  # fmt: skip
     parser.add_argument(
-        "--out", default="predictions", help="folder for the results (default: predictions)"
+        "--out",
+        default="work_dirs/predictions/hand",
+        help="folder for the results (default: %(default)s)",
     )
     parser.add_argument(
         "--mesh", choices=[*FORMATS, "none"],

@@ -1,4 +1,4 @@
-"""Test a checkpoint: python tools/test.py CONFIG CHECKPOINT [--show-dir pictures]."""
+"""Test a checkpoint: python tools/test.py CONFIG CHECKPOINT [--show-dir FOLDER]."""
 
 import _environment  # noqa: F401
 import argparse
