@@ -83,4 +83,4 @@ $(STAMP):
 	$(PY) -m pip install -q --no-deps --only-binary :all: -r requirements/lock.txt; \
 	$(PY) -m pip install -q --no-deps --no-build-isolation -e .; \
 	rm -f $(VENV)/installed-*; touch $@; \
-	echo "== $(VENV) is ready"
+	echo "== $(VENV) is ready; to use it in this terminal: source $(VENV)/bin/activate"

@@ -416,6 +416,7 @@ BACKENDS: dict[str, Callable[[nn.Module, Tensor, Setting], Run]] = {
     "openvino": _openvino,
     "tensorrt": _tensorrt,
 }
+SLOW_TO_PREPARE = ("compile", "tensorrt")
 
 
 def _need(package: str, cure: str) -> Any:

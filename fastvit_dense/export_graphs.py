@@ -146,16 +146,23 @@ def make_graph(
         part: ``model``, or ``backbone`` for the FastViT inside alone.
         normalisation: made part of the graph; None leaves it to the caller.
         full_size: resize a segmentor's logits to the image, as it does itself; otherwise they are left
-            at the head's resolution.
+            at the head's resolution. True for all else.
 
     Returns:
         The graph; it shares the model's parameters.
 
     Raises:
-        ValueError: there is no such part, or the model is of a kind that is no graph of tensors.
+        ValueError: there is no such part, the model is of a kind that is no graph of tensors, or
+            `full_size` is False and it is no segmentor.
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}; got {part!r}")
+    if not full_size and (part == "backbone" or getattr(model, "decode_head", None) is None):
+        raise ValueError(
+            "full_size=False (--head-size) leaves a segmentor's logits at the head's resolution; got "
+            f"{'a backbone' if part == 'backbone' else type(model).__name__}, of which nothing is resized: "
+            "leave it out"
+        )
     body: nn.Module
     licence = ""
     if part == "backbone" or isinstance(model, FastViT):

@@ -6,6 +6,7 @@ are compared before anything is timed, and that a matrix product takes its turn,
 varies, something else runs on the machine.
 """
 
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .backends import Run, Setting, Unavailable, configure, prepare, relative_error
+from .backends import (
+    SLOW_TO_PREPARE,
+    Run,
+    Setting,
+    Unavailable,
+    configure,
+    prepare,
+    relative_error,
+)
 from .complexity import count_macs, count_parameters
 from .contestants import Contestant
 from .devices import check_device, wait_for
@@ -131,6 +140,8 @@ def measure(
 ) -> tuple[list[Row], list[str]]:
     """Check and time models in several settings, all in turn, on random images.
 
+    What is being prepared, and how long that took, goes to stderr.
+
     Args:
         contestants: models; one that names its backends is measured in those alone, in float32.
         settings: what each of the others is run in; all on one device.
@@ -163,7 +174,13 @@ def measure(
     calls: dict[Any, Callable[[], object]] = {}
     pairs = [(c, s) for c in contestants for s in _settings_of(c, settings)]
     seen: Contestant | None = None
-    for contestant, setting in tqdm(pairs, desc="models", disable=None):
+    for i, (contestant, setting) in enumerate(pairs, 1):
+        start = time.perf_counter()
+        print(
+            f"[{i}/{len(pairs)}] {contestant.name}, {setting.backend}, {setting.dtype}: preparing"
+            + (", compilation takes minutes" if setting.backend in SLOW_TO_PREPARE else ""),
+            end=" ... ", file=sys.stderr, flush=True,
+        )  # fmt: skip
         if contestant is not seen:
             seen = contestant
             with torch.inference_mode():
@@ -173,6 +190,8 @@ def measure(
         rows.append(row._replace(name=contestant.name, macs=macs))
         if run is not None:
             calls[len(rows) - 1] = run
+        took = time.perf_counter() - start
+        print(row.problem or f"ready after {took:.1f} s", file=sys.stderr, flush=True)
     calls["probe"] = probe(settings[0].device)
     times = interleave(calls, warmup=warmup, runs=runs, clock=clock)
     products = times.pop("probe")

@@ -37,6 +37,20 @@ def environment(device: str, threads: int, used: Sequence[str]) -> dict[str, str
     }
 
 
+def check_reference(name: str | None, names: Sequence[str]) -> None:
+    """See that there is a model for speed-ups to refer to.
+
+    Args:
+        name: of the model; None means the first.
+        names: of the models that are measured.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if name is not None and name not in names:
+        raise ValueError(f"--reference must be one of {', '.join(names)}; got {name!r}")
+
+
 def reference_row(rows: Sequence[Row], name: str | None = None) -> Row | None:
     """The row that speed-ups refer to: the first that was timed.
 
@@ -50,9 +64,7 @@ def reference_row(rows: Sequence[Row], name: str | None = None) -> Row | None:
     Raises:
         ValueError: no row has this name.
     """
-    names = list(dict.fromkeys(row.name for row in rows))
-    if name is not None and name not in names:
-        raise ValueError(f"--reference must be one of {', '.join(names)}; got {name!r}")
+    check_reference(name, list(dict.fromkeys(row.name for row in rows)))
     timed = [row for row in rows if row.seconds and name in (None, row.name)]
     return timed[0] if timed else None
 

@@ -7,8 +7,9 @@ import difflib
 import os
 import os.path as osp
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -114,6 +115,60 @@ def enable_amp(cfg: Config) -> None:
             f"--amp: expected cuda (float16) or cpu (bfloat16), but this machine trains on {device}, for "
             "which there is no mixed precision here: train without --amp"
         )
+
+
+def enable_tta(cfg: Config) -> None:
+    """Switch a config to its test-time augmentation.
+
+    Args:
+        cfg: changed in place.
+
+    Raises:
+        ValueError: it defines none, or one whose sizes do not fit the test pipeline: a `Resize` to fixed
+            sizes where the test pipeline keeps or scales the image's, or sizes that are all larger, or
+            all smaller, than the test pipeline's.
+    """
+    if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
+        raise ValueError(
+            "--tta: the config defines no test-time augmentation; expected a tta_model and a tta_pipeline"
+        )
+    own, views = _sizes(cfg.test_dataloader.dataset.pipeline), _sizes(cfg.tta_pipeline)
+    for kind, *size in own:
+        sides = zip(*(v[1:] for v in views), strict=True)
+        if {v[0] for v in views} != {kind} or any(
+            not min(given) <= side <= max(given) for side, given in zip(size, sides, strict=True)
+        ):
+            raise ValueError(
+                f"--tta: tta_pipeline resizes images to {_describe(views)}, the test pipeline to "
+                f"{_describe(own)}, and the accuracy would be another model's. Expected sizes around the "
+                "test pipeline's: give the config a tta_pipeline of its own, or tta_pipeline=None"
+            )
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.test_evaluator = cfg.get("tta_evaluator", cfg.test_evaluator)
+
+
+def _sizes(pipeline: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """What each `Resize` of a pipeline is given: ("scale", width, height) or ("scale_factor", x, y)."""
+    steps: list[Any] = []
+    for step in pipeline:
+        views = step["transforms"] if step["type"] == "TestTimeAug" else [[step]]
+        steps.extend(chain.from_iterable(views))
+    sizes = []
+    for step in steps:
+        if step["type"].rpartition(".")[2] == "Resize":
+            kind = "scale" if step.get("scale") else "scale_factor"
+            size = step[kind]
+            sizes.append((kind, *(size if isinstance(size, Sequence) else (size, size))))
+    return sizes or [("scale_factor", 1.0, 1.0)]
+
+
+def _describe(sizes: Sequence[tuple[Any, ...]]) -> str:
+    """Sizes in words."""
+    return ", ".join(
+        f"{x}x{y} pixels" if kind == "scale" else f"{x:g} times their own size"
+        for kind, x, y in sizes
+    )
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
+from mmengine.utils import import_modules_from_strings
 from tqdm import tqdm
 
 from .devices import wait_for
@@ -70,6 +71,8 @@ class Trainee:
         kind = torch.device(work.device).type
         if kind not in ("cpu", "cuda"):
             raise ValueError(f"training is timed on cpu or cuda, got the device {work.device!r}")
+        model = dict(model)
+        import_modules_from_strings(model.pop("_imports_", []))  # on a CPU, this is a new process
         scope = model.get("_scope_", "mmdet")
         self.work = work
         with DefaultScope.overwrite_default_scope(scope):
@@ -155,7 +158,7 @@ def detectors(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Read the ``model`` of several configs, by the file's name: detectors, segmentors, hand models.
 
     Weights are left random; hand models get the synthetic hand, which computes as much as MANO does.
-    ``_scope_`` is the config's ``default_scope``.
+    ``_scope_`` is the config's ``default_scope``, ``_imports_`` the modules that it imports.
 
     Args:
         paths: config files; ``mmdet::...`` names one inside mmdet.
@@ -170,6 +173,7 @@ def detectors(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
             cfg = Config.fromfile(path)
         cfg.model.backbone.init_cfg = None
         cfg.model._scope_ = cfg.get("default_scope", "mmengine")
+        cfg.model._imports_ = cfg.get("custom_imports", {}).get("imports", [])
         if cfg.model.type == "HandMeshModel":
             cfg.model.head.mano = "synthetic"
         models[path.split("/")[-1].removesuffix(".py")] = cfg.model
@@ -195,14 +199,19 @@ def _annotated_data(model: Any, scope: str, work: Workload) -> dict[str, Any]:
     if scope == "mmdet":
         from mmdet.testing import demo_mm_inputs
 
-        return demo_mm_inputs(
+        # The largest of all parts: an RPN counts one class, object or not.
+        classes = max(getattr(module, "num_classes", 0) for module in model.modules())
+        data = demo_mm_inputs(
             work.batch,
             [[3, *work.shape]] * work.batch,
             num_items=[work.objects] * work.batch,
-            num_classes=80,
+            num_classes=classes + 1,  # it leaves class 0 out
             with_mask=True,
             device=work.device,
         )
+        for sample in data["data_samples"]:
+            sample.gt_instances.labels -= 1
+        return data
     data = random_data(work.batch, work.shape, scope=scope)
     generator = torch.Generator().manual_seed(0)
     for sample in data["data_samples"]:
@@ -232,8 +241,6 @@ def _begin(model: dict[str, Any], work: Workload) -> tuple[Trainee, int]:
 
 
 def _resident(model: dict[str, Any], work: Workload) -> int:
-    import fastvit_dense.hand  # noqa: F401  (a new process: nothing is registered yet)
-
     trainee = Trainee(model, work)
     for _ in range(2):
         trainee.step()

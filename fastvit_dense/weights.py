@@ -13,6 +13,7 @@ import os
 import os.path as osp
 import pickle
 import re
+import ssl
 import sys
 import zipfile
 from collections.abc import Callable
@@ -20,8 +21,11 @@ from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
+import huggingface_hub
 import numpy as np
 import safetensors.torch
 import timm
@@ -172,7 +176,7 @@ def load_from_pavi(filename: str, map_location: Any = None) -> NoReturn:
 
 @CheckpointLoader.register_scheme(prefixes="timm://")
 def load_from_timm(filename: str, map_location: Any = None) -> dict[str, Tensor]:
-    """Load ``timm://MODEL.TAG`` through timm's hub; timm reads safetensors, or pickles as plain data.
+    """Load ``timm://MODEL.TAG``, any model that timm has pretrained: it reads them as plain data.
 
     Args:
         filename: such as ``timm://fastvit_sa12.apple_in1k``.
@@ -182,14 +186,25 @@ def load_from_timm(filename: str, map_location: Any = None) -> dict[str, Tensor]
         The classifier's state dict, by timm's names.
 
     Raises:
-        ValueError: timm has no such pretrained model; the message lists those it has. Or the cached copy
+        ValueError: timm has no such pretrained model; the message lists similar ones. Or the cached copy
             is damaged.
         ConnectionError: the hub cannot be reached and has no cached copy here.
     """
     name = filename.removeprefix("timm://")
-    known = timm.list_pretrained("fastvit_*")
+    known = timm.list_pretrained()
     if name not in known:
-        raise ValueError(f"timm has no pretrained model {name!r}; it has {', '.join(known)}")
+        similar = timm.list_pretrained(f"{name.partition('.')[0]}.*")  # the same model, another tag
+        similar = similar or difflib.get_close_matches(name, known, n=5)
+        raise ValueError(
+            f"timm has no pretrained model {name!r}; it has "
+            + ", ".join(similar or timm.list_pretrained("fastvit_*"))
+        )
+    # The hub's client would repeat its question for 46 s before it says so.
+    if not _is_cached(name) and not _answers(huggingface_hub.constants.ENDPOINT):
+        raise ConnectionError(
+            f"{filename} is not in the local cache, and {huggingface_hub.constants.ENDPOINT} cannot be "
+            f"reached. {_WAYS_OUT}"
+        )
     try:
         state_dict = timm.create_model(name, pretrained=True).state_dict()
     except OSError as e:  # what the hub's client raises for every kind of "not reachable"
@@ -202,6 +217,38 @@ def load_from_timm(filename: str, map_location: Any = None) -> dict[str, Tensor]
             f"{filename} cannot be read, its cached copy may be damaged: {_reason(e)}"
         ) from e
     return _on_device(state_dict, map_location)
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's cache has a pretrained model of timm; True for those that come from elsewhere."""
+    source: Any = timm.get_pretrained_cfg(name)
+    files = (source.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
+    return not source.hf_hub_id or any(
+        isinstance(huggingface_hub.try_to_load_from_cache(source.hf_hub_id, file), str)
+        for file in files
+        if file
+    )
+
+
+def _answers(url: str, *, seconds: float = 5) -> bool:
+    """Whether a server can be reached, through a proxy where one is set.
+
+    Args:
+        url: of the server.
+        seconds: for a connection to one of its addresses. How long it takes to answer does not count,
+            nor what it answers.
+    """
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=seconds).close()
+    except HTTPError:
+        return True
+    except (
+        URLError
+    ) as e:  # no connection; what is wrong with a certificate is the hub client's to say
+        return isinstance(e.reason, ssl.SSLError)
+    except (OSError, HTTPException):
+        return True
+    return True
 
 
 def _read(path: str | Path, map_location: Any, *, name: str) -> Any:

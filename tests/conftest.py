@@ -19,6 +19,7 @@ from fastvit_dense.random_statistics import randomise_statistics as randomise
 __all__ = ["follow_chain", "randomise", "run_tool", "stated_size"]
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tools"))  # for tools that run in this process, as it is for others
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

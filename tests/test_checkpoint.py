@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fastvit_dense import ARCHS, FastViT
+from fastvit_dense import ARCHS, FastViT, weights
 from fastvit_dense.checkpoint import load_pretrained
 
 StateDict = dict[str, Tensor]
@@ -282,6 +282,7 @@ def test_timm_scheme_through_init_cfg(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (name, pretrained) == ("fastvit_sa12.apple_in1k", True)
         return oracle
 
+    monkeypatch.setattr(weights, "_is_cached", lambda name: True)
     monkeypatch.setattr(timm, "create_model", hub)
     init_cfg = dict(type="Pretrained", checkpoint="timm://fastvit_sa12.apple_in1k")
     model = MODELS.build(dict(type="FastViT", arch="sa12", init_cfg=init_cfg))
@@ -289,11 +290,27 @@ def test_timm_scheme_through_init_cfg(monkeypatch: pytest.MonkeyPatch) -> None:
     features_agree(model, oracle)
 
 
-def test_timm_scheme_unknown_tag() -> None:
-    with pytest.raises(
-        ValueError, match="has no pretrained model 'fastvit_sa12.in21k'; it has .*sa12"
-    ):
-        load_pretrained(FastViT("sa12"), "timm://fastvit_sa12.in21k")
+@pytest.mark.parametrize(
+    ("name", "similar"),
+    [
+        ("fastvit_sa12.in21k", "fastvit_sa12.apple_dist_in1k, fastvit_sa12.apple_in1k$"),
+        ("fastvit_sa21.apple_in1k", "fastvit_sa(12|24).apple_in1k"),
+        ("Apple", "fastvit_t8.apple_in1k"),
+    ],
+)
+def test_timm_scheme_unknown_name(name: str, similar: str) -> None:
+    with pytest.raises(ValueError, match=f"has no pretrained model '{name}'; it has .*{similar}"):
+        load_pretrained(FastViT("sa12"), f"timm://{name}")
+
+
+def test_timm_scheme_has_all_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For other backbones; a FastViT says that it is none."""
+    resnet = timm.create_model("resnet18")
+    monkeypatch.setattr(weights, "_is_cached", lambda name: True)
+    monkeypatch.setattr(timm, "create_model", lambda name, *, pretrained: resnet)
+    assert weights.read_content("timm://resnet18.a1_in1k").keys() == resnet.state_dict().keys()
+    with pytest.raises(ValueError, match="resnet18.a1_in1k holds no FastViT"):
+        load_pretrained(FastViT("t8"), "timm://resnet18.a1_in1k")
 
 
 def test_no_network_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +319,7 @@ def test_no_network_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def hub(name: str, *, pretrained: bool) -> None:
         raise LocalEntryNotFoundError("cannot find the requested files in the local cache")
 
+    monkeypatch.setattr(weights, "_is_cached", lambda name: True)
     monkeypatch.setattr(timm, "create_model", hub)
     with pytest.raises(ConnectionError) as e:
         load_pretrained(FastViT("sa12"), "timm://fastvit_sa12.apple_in1k")
@@ -314,6 +332,7 @@ def test_damaged_copy_in_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None
     def hub(name: str, *, pretrained: bool) -> None:
         raise SafetensorError("Error while deserializing header: incomplete metadata")
 
+    monkeypatch.setattr(weights, "_is_cached", lambda name: True)
     monkeypatch.setattr(timm, "create_model", hub)
     with pytest.raises(
         ValueError,

@@ -217,7 +217,7 @@ def run_tests(folder: Path, *cases: Case) -> str:
     ]  # fmt: skip
     return run(
         "-c",
-        f"import runpy, sys\nfor sys.argv in {calls!r}:\n"
+        f"import runpy, sys\nsys.path.insert(0, 'tools')\nfor sys.argv in {calls!r}:\n"
         "    runpy.run_path(sys.argv[0], run_name='__main__')",
     )
 

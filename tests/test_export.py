@@ -1,20 +1,25 @@
 """Exported files compute what the models compute; what cannot be exported says so."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_tool
+from mmengine.registry import MODELS
 from torch import nn
 
 from fastvit_dense import FastViT, export, export_formats, export_report
 from fastvit_dense.export import export_model, load_model
 from fastvit_dense.export_graphs import make_graph, normalisation_of
 from fastvit_dense.export_traceable import make_traceable
+from fastvit_dense.hand import HandPredictor
+from fastvit_dense.runtime import load_config
 
 SEG = ROOT / "configs/seg/fpn_fastvit-t8_demo-regions.py"
 HAND = ROOT / "configs/hand/mano_fastvit-t8_demo-hands.py"
@@ -131,6 +136,86 @@ def test_segmentor_to_onnx(tmp_path: Path) -> None:
     assert [c.shape for c in report.comparisons] == [(1, 3, 96, 64)] and report.worst < 1e-5
     assert "logits (8, 24, 16)" in str(report) and "weights: the given model's" in str(report)
     assert "input input: 1 x 3 x 96x64" in str(report)
+
+
+def run_snippet(number: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run a snippet of docs/export.md as it stands there, in a folder; returns its variables."""
+    text = (ROOT / "docs/export.md").read_text().split("## Run a file on a photograph")[1]
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
+    monkeypatch.chdir(folder)
+    variables: dict[str, Any] = {}
+    exec(code, variables)
+    return variables
+
+
+def draw_photo(folder: Path) -> np.ndarray:
+    """photo.jpg, as it is read again."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    cv2.imwrite(str(folder / "photo.jpg"), cv2.resize(noise, (576, 416)))
+    return cv2.imread(str(folder / "photo.jpg"))
+
+
+def test_snippet_of_a_segmentor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds what mmseg's own function does."""
+    need("onnx", "onnxruntime", "mmseg")
+    from mmseg.apis import inference_model
+
+    model, about = load_model(str(SEG))
+    export_model(model, str(tmp_path / "model.onnx"), format="onnx", shape=(64, 64), about=about)
+    draw_photo(tmp_path)
+    found = run_snippet(0, tmp_path, monkeypatch)
+    model.cfg = load_config(str(SEG))
+    wanted = inference_model(model, "photo.jpg")
+    logits = wanted.seg_logits.data.numpy()
+    assert np.abs(found["logits"][0] - logits).max() < 1e-4 * np.abs(logits).max()
+    assert (found["labels"] == wanted.pred_sem_seg.data[0].numpy()).mean() > 0.999
+    assert (cv2.imread("labels.png", cv2.IMREAD_UNCHANGED) == found["labels"]).all()
+    assert found["classes"][:2] == ["wall", "building"]
+
+
+def test_snippet_of_a_hand_model(
+    hand: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds what the predictor does."""
+    need("onnx", "onnxruntime")
+    export_model(hand, str(tmp_path / "hand.onnx"), format="onnx", shape=(96, 96))
+    photo = draw_photo(tmp_path)
+    found = run_snippet(1, tmp_path, monkeypatch)
+    wanted = HandPredictor(hand)(photo, (310, 120, 180, 200))
+    # The predictor averages areas where it makes an image smaller; the photograph is smooth.
+    np.testing.assert_allclose(found["pixels"], wanted.keypoints_2d, atol=0.5)
+    np.testing.assert_allclose(found["vertices"][0], wanted.vertices, atol=1e-3)
+
+
+def test_snippet_of_a_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("onnx", "onnxruntime")
+    model, about = load_model("t8")
+    export_model(model, str(tmp_path / "sa12.onnx"), format="onnx", shape=(64, 64), about=about)
+    photo = draw_photo(tmp_path)
+    found = run_snippet(2, tmp_path, monkeypatch)
+    # The preprocessor of a config for the same weights.
+    cfg = load_config(str(HAND)).model.data_preprocessor
+    preprocess = MODELS.build(cfg)
+    image = preprocess(dict(inputs=[torch.from_numpy(photo).permute(2, 0, 1)]))["inputs"]
+    with torch.no_grad():
+        wanted = model(image)
+    for name, map_ in zip(("c2", "c3", "c4", "c5"), wanted, strict=True):
+        difference = np.abs(found[name] - map_.numpy()).max()
+        assert difference < 1e-3 * map_.abs().max(), name
+
+
+def test_head_size_is_of_segmentors() -> None:
+    with pytest.raises(
+        ValueError, match="head-size.* segmentor's logits .*; got FastViT, of which"
+    ):
+        make_graph(FastViT("t8"), full_size=False)
+    need("mmdet", "mmseg")
+    with pytest.raises(
+        ValueError, match="head-size.* segmentor's logits .*; got MaskRCNN, of which"
+    ):
+        make_graph(load_model(str(DET))[0], full_size=False)
+    with pytest.raises(ValueError, match="head-size.*; got a backbone, of which"):
+        make_graph(load_model(str(SEG))[0], part="backbone", full_size=False)
 
 
 def test_detector_to_onnx(tmp_path: Path) -> None:

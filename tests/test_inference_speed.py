@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import run_tool
 
 pytest.importorskip("mmseg")
 from mmseg.apis import inference_model, init_model  # noqa: E402
@@ -47,3 +48,17 @@ def test_nothing_to_time() -> None:
     model.test_cfg.mode = "slide"
     with pytest.raises(ValueError, match="mode must be 'whole'"):
         measure_steps(model, ["a.jpg"])
+
+
+def test_tool_takes_folders(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "note.txt").touch()
+    command = ("tools/benchmark_inference.py", "--config", CONFIG, "--rounds", 1, "--device", "cpu")
+    assert "images/s end to end" in run_tool(*command, tmp_path)
+    video = tmp_path / "a.mp4"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 64))
+    writer.write(np.zeros((64, 64, 3), np.uint8))
+    writer.release()
+    text = run_tool(*command, video, fails=True)
+    assert f"expected image files or folders of them, got {video}" in text

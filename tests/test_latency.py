@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -549,6 +550,13 @@ def test_tool(tmp_path: Path) -> None:
         "tools/benchmark.py", "--arch", "t8", "--shape", 64, 64, "--warmup", 0, "--runs", 2, "--json", path,
         "--backend", "eager", "tensorrt", "--device", "cpu", "--plot", tmp_path / "a.png",
     )  # fmt: skip
+    assert re.search(
+        r"\[1/2\] fastvit_t8, eager, float32: preparing \.\.\. ready after [\d.]+ s\n", text
+    )
+    assert (
+        "[2/2] fastvit_t8, tensorrt, float32: preparing, compilation takes minutes ... Tensor"
+        in text
+    )
     assert "OMP_WAIT_POLICY PASSIVE" in text and "0 passes to warm up, 2 timed" in text
     assert "| fastvit_t8 | eager | float32 | 3.1" in text
     assert "- tensorrt, float32 (fastvit_t8): TensorRT runs on CUDA devices" in text
@@ -560,3 +568,12 @@ def test_tool_on_a_baseline_that_cannot_be_fused() -> None:
         "tools/benchmark.py", "--arch", "--against", "mobilevitv2_050", "--device", "cpu", fails=True
     )  # fmt: skip
     assert "benchmark: baseline mobilevitv2_050 cannot be fused" in text and "Traceback" not in text
+
+
+def test_tool_refuses_before_it_measures() -> None:
+    common = ("tools/benchmark.py", "--arch", "t8", "--device", "cpu")
+    text = run_tool(*common, "--reference", "foo", fails=True)
+    assert "benchmark: --reference must be one of fastvit_t8; got 'foo'" in text
+    assert "preparing" not in text
+    text = run_tool(*common, "--checkpoint", "x.pth", fails=True)
+    assert "--checkpoint goes with --config: weights of --arch are random" in text

@@ -1,16 +1,20 @@
 """Every segmentation config builds, trains a step, predicts, and fits its own parts together."""
 
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 
 from fastvit_dense import ARCHS
-from fastvit_dense.runtime import batch_message, load_config
+from fastvit_dense.runtime import batch_message, enable_tta, load_config
 
 mmseg = pytest.importorskip("mmseg")
 from mmseg.registry import MODELS  # noqa: E402
@@ -102,3 +106,71 @@ def test_schedule_and_data(path: Path) -> None:
         # Learning rate in proportion to the images of a step, the same images in all.
         assert cfg.optim_wrapper.optimizer.lr / cfg.auto_scale_lr.base_batch_size == 2e-4 / 32
         assert cfg.auto_scale_lr.base_batch_size * cfg.train_cfg.max_iters == 32 * 40000
+
+
+@pytest.mark.parametrize("path", SEG, ids=lambda p: p.stem)
+def test_augmentation_fits_the_test_pipeline(path: Path, tmp_path: Path) -> None:
+    """One of the views is what the test pipeline makes of an image, and others are smaller and larger."""
+    cfg = load_config(str(path))
+    if cfg.tta_pipeline is None:
+        assert "tiled" in path.stem or "cityscapes" in path.stem
+        return
+    init_default_scope(cfg.default_scope)
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(tmp_path / "a.png"), rng.integers(0, 256, (256, 320, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "labels.png"), np.ones((256, 320), np.uint8))
+    plain, views = (
+        Compose(pipeline)(
+            dict(
+                img_path=str(tmp_path / "a.png"), seg_map_path=str(tmp_path / "labels.png"),
+                reduce_zero_label=False, label_map=None, num_classes=8, seg_fields=[],
+            )
+        )["inputs"]
+        for pipeline in (cfg.test_dataloader.dataset.pipeline, cfg.tta_pipeline)
+    )  # fmt: skip
+    assert any(torch.equal(view, plain) for view in views)
+    widths = {view.shape[-1] for view in views}
+    assert min(widths) < plain.shape[-1] < max(widths)
+    enable_tta(cfg)
+    assert cfg.test_dataloader.dataset.pipeline[-1].type == "TestTimeAug"
+    assert cfg.model.type == "SegTTAModel" and cfg.model.module.type == "EncoderDecoder"
+
+
+ADE20K = "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py"
+NOT_RESIZED = [dict(type="LoadImageFromFile")]
+
+
+def resized(**size: Any) -> list[dict[str, Any]]:
+    return [*NOT_RESIZED, dict(type="mmseg.Resize", keep_ratio=True, **size)]
+
+
+@pytest.mark.parametrize(
+    ("config", "pipeline", "why"),
+    [
+        (
+            ADE20K,
+            NOT_RESIZED,
+            "to 1024x256 pixels, .*, the test pipeline to 1 times their own size",
+        ),
+        (ADE20K, resized(scale=(4096, 1024)), "the test pipeline to 4096x1024 pixels"),
+        (ADE20K, resized(scale=200), "the test pipeline to 200x200 pixels"),
+        ("fpn_fastvit-t8_demo-regions.py", resized(scale=(512, 512)), "to 0.75 times their own"),
+        ("fpn_fastvit-t8_demo-regions.py", resized(scale_factor=2.0), "test pipeline to 2 times"),
+        (ADE20K, resized(scale=(1500, 500)), None),
+        ("fpn_fastvit-t8_demo-regions.py", resized(scale_factor=1.2), None),
+    ],
+)
+def test_augmentation_that_does_not_fit(config: str, pipeline: list, why: str | None) -> None:
+    cfg = load_config(str(ROOT / config))
+    cfg.test_dataloader.dataset.pipeline = pipeline
+    if why is None:
+        return enable_tta(cfg)
+    with pytest.raises(ValueError, match=f"--tta: tta_pipeline resizes images .*{why}"):
+        enable_tta(cfg)
+
+
+def test_no_augmentation() -> None:
+    for path in SEG:
+        if "tiled" in path.stem or "cityscapes" in path.stem:
+            with pytest.raises(ValueError, match="defines no test-time augmentation"):
+                enable_tta(load_config(str(path)))

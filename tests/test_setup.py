@@ -222,3 +222,53 @@ def test_setup_reads_the_version_the_package_states():
 
     result = run(sys.executable, "-W", "ignore", "setup.py", "--version", cwd=ROOT)
     assert result.stdout.split()[-1] == fastvit_dense.__version__
+
+
+# What a user reads who has not activated the environment.
+
+TOOLS = sorted(
+    path.name
+    for path in (ROOT / "tools").glob("*.py")
+    # They start without any package: doctor.py to say what is missing.
+    if path.name not in ("_environment.py", "doctor.py", "rehearse_gpu.py")
+)
+
+
+@pytest.mark.parametrize("venv", [True, False])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_name_the_command_that_brings_their_packages(tool, venv, tmp_path):
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    if venv:
+        (tmp_path / ".venv").mkdir()
+    result = run(sys.executable, "-S", f"tools/{tool}", cwd=tmp_path)  # -S: no packages
+    assert result.returncode == 1 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert re.match(rf"{tool[:-3]}: there is no package \w+ for \S+python", line)
+    assert "pip install -e" in line
+    assert ("`source .venv/bin/activate` first" in line) and ("make setup" in line) != venv
+
+
+def test_other_errors_of_tools_keep_their_traceback(tmp_path):
+    for code, wanted in (
+        ("import json.nothing", "ModuleNotFoundError: No module named 'json.nothing'"),
+        ("1 / 0", "ZeroDivisionError"),
+    ):
+        code = f"import sys; sys.path.append({str(ROOT / 'tools')!r}); import _environment; {code}"
+        result = run(sys.executable, "-S", "-c", code, cwd=tmp_path)
+        assert "Traceback" in result.stderr and wanted in result.stderr
+
+
+def test_when_the_environment_has_to_be_activated(tmp_path, monkeypatch):
+    from _environment import activation
+
+    folder = tmp_path / ".venv/bin"
+    folder.mkdir(parents=True)
+    (folder / "python").touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert activation() == ""  # no virtual environment
+    (folder / "activate").touch()
+    assert activation() == "source .venv/bin/activate"
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    assert activation() == ""

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_tool as run
+from mmengine.registry import DATASETS, METRICS, init_default_scope
 
+from fastvit_dense.runtime import load_config
 from fastvit_dense.sample_data import write_coco
 
 ROOT = Path(__file__).parents[1]
@@ -224,3 +227,51 @@ def test_two_processes_give_the_gradients_of_the_double_batch(pair: Path, tmp_pa
     gradient = one - before
     assert gradient.norm() > 1e-2
     assert (two - one).norm() <= 1e-4 * gradient.norm()
+
+
+def test_config_of_ones_own_data_in_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands there, in the project's folder, with data as its comments say."""
+    readme = (ROOT / "README.md").read_text()
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "_base_" in c]
+    path = re.match(r"# (\S+)\n", code)[1]
+    assert f"python tools/train.py {path} --auto-scale-lr\n" in readme
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    Path(path).write_text(code)
+    cfg = load_config(path)
+
+    data = Path(cfg.data_root)
+    assert str(data) == "data/cats" and cfg.work_dir == "work_dirs/cats"
+    source = write_coco(tmp_path / "shapes", train=2, val=1, size=128)
+    (data / "images").mkdir(parents=True)
+    for split in ("train", "val"):
+        content = json.loads((source / f"annotations/instances_{split}2017.json").read_text())
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] < 3]
+        content["categories"] = [dict(id=1, name="cat"), dict(id=2, name="kitten")]
+        (data / f"{split}.json").write_text(json.dumps(content))
+        for image in (source / f"{split}2017").iterdir():
+            image.rename(data / "images" / image.name)
+    init_default_scope(cfg.default_scope)
+    for loader, count in ((cfg.train_dataloader, 2), (cfg.val_dataloader, 1)):
+        dataset = DATASETS.build(loader.dataset)
+        assert len(dataset) == count and dataset.metainfo["classes"] == ("cat", "kitten")
+    heads = cfg.model.roi_head
+    assert heads.bbox_head.num_classes == heads.mask_head.num_classes == 2
+    assert METRICS.build(cfg.test_evaluator).metrics == ["bbox", "segm"]
+
+
+def test_what_the_readme_writes_is_ignored_by_git_and_apart_by_task() -> None:
+    readme = (ROOT / "README.md").read_text()
+    folders = re.findall(r'(?:out_dir="|--show-dir )([^"`\s]+)', readme)
+    for tool in ("seg", "hand"):
+        text = (ROOT / f"tools/{tool}_demo.py").read_text()
+        (default,) = re.findall(r'default="(work_dirs\S+)"', text)
+        assert default == f"work_dirs/predictions/{tool}" and (tool == "seg" or default in readme)
+    assert sorted(folders) == [
+        f"work_dirs/{kind}/{task}"
+        for kind in ("pictures", "predictions")
+        for task in ("det", "seg")
+    ]
+    assert "/work_dirs/" in (ROOT / ".gitignore").read_text().split()

@@ -17,6 +17,10 @@ from fastvit_dense.training_speed import (
 )
 
 RETINANET = str(Path(__file__).parents[1] / "configs/det/retinanet_fastvit-sa12_fpn_1x_coco.py")
+SHAPES = str(Path(__file__).parents[1] / "configs/det/mask-rcnn_fastvit-t8_fpn_demo-shapes.py")
+TILED = str(
+    Path(__file__).parents[1] / "configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-512x512_tiled.py"
+)
 SEGMENTOR = str(Path(__file__).parents[1] / "configs/seg/fpn_fastvit-t8_demo-regions.py")
 HANDS = str(
     Path(__file__).parents[1] / "configs/hand/mano_fastvit-t8_8xb32-200e_freihand-224x224.py"
@@ -48,6 +52,25 @@ def test_a_step_trains(model: dict, change: dict) -> None:
 def test_a_step_of_the_other_tasks_trains(config: str) -> None:
     (model,) = detectors([config]).values()
     assert_trains(Trainee(model, WORK._replace(batch=2, shape=(64, 64))))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 80])
+def test_labels_are_of_the_models_classes(classes: int) -> None:
+    """An RPN beside the heads counts one class, whatever theirs are."""
+    (model,) = detectors([SHAPES]).values()
+    model.roi_head.bbox_head.num_classes = model.roi_head.mask_head.num_classes = classes
+    trainee = Trainee(model, WORK._replace(batch=2, objects=60))
+    samples = trainee.data["data_samples"]
+    labels = torch.cat([sample.gt_instances.labels for sample in samples])
+    assert 0 <= labels.min() and labels.max() < classes
+    assert len(labels.unique()) > classes / 2
+    assert_trains(trainee)
+
+
+def test_a_new_process_knows_what_the_config_imports() -> None:
+    (model,) = detectors([TILED]).values()
+    model.backbone.arch, model.neck.in_channels = "t8", [48, 96, 192, 384]
+    assert measure({"tiled": model}, WORK._replace(batch=2), steps=1, warmup=0)["tiled"].memory > 0
 
 
 def assert_trains(trainee: Trainee) -> None:

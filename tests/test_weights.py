@@ -3,15 +3,18 @@
 import argparse
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -31,7 +34,7 @@ from fastvit_dense.doctor.weights import check_weights
 from fastvit_dense.hand import HandPredictor
 from fastvit_dense.runtime import Runner, load_config
 from fastvit_dense.strict_loading import read_checkpoint
-from fastvit_dense.weights import cached_path, read_content, url_of
+from fastvit_dense.weights import _answers, cached_path, read_content, url_of
 
 
 class Site:
@@ -466,3 +469,50 @@ def test_a_namespace_is_inert(site: Site) -> None:
     torch.save({"a": torch.ones(1), "args": Filled()}, "a.pth")
     args = read_content("a.pth")["args"]
     assert type(args) is argparse.Namespace and not callable(args)
+
+
+# ---- timm's hub
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub at an address that nobody listens at; returns its empty cache."""
+    closed = Site()
+    closed.server.server_close()
+    monkeypatch.setenv("no_proxy", "*")
+    for name, value in (
+        ("ENDPOINT", closed.url),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", closed.url + "/{repo_id}/resolve/{revision}/{filename}"),
+        ("HF_HUB_CACHE", str(tmp_path)),
+    ):
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    return tmp_path
+
+
+def test_timm_without_a_network_fails_soon(no_network: Path) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match="not in the local cache, and http://127.*HF_HOME"):
+        read_content("timm://fastvit_t8.apple_in1k")
+    assert time.perf_counter() - start < 5
+
+
+def test_timm_without_a_network_reads_the_hubs_cache(
+    no_network: Path, classifier: nn.Module
+) -> None:
+    """Laid out as huggingface_hub documents it ("Understand caching")."""
+    folder, commit = no_network / "models--timm--fastvit_t8.apple_in1k", "a" * 40
+    for sub in ("refs", f"snapshots/{commit}"):
+        (folder / sub).mkdir(parents=True)
+    (folder / "refs/main").write_text(commit)
+    save_file(classifier.state_dict(), folder / f"snapshots/{commit}/model.safetensors")
+    expected = classifier.state_dict()
+    content = read_content("timm://fastvit_t8.apple_in1k")
+    assert content.keys() == expected.keys()
+    assert all(torch.equal(content[key], value) for key, value in expected.items())
+
+
+def test_what_counts_as_a_network(site: Site) -> None:
+    assert _answers(site.url)  # with an error: its server knows no HEAD
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # slow: connected, no answer yet
+        assert _answers(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.1)
+    assert not _answers("http://no-such-host.invalid")

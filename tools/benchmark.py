@@ -6,6 +6,7 @@ python tools/benchmark.py --arch sa12 --backend eager onnxruntime openvino --dty
 python tools/benchmark.py --config configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py
 """
 
+import _environment  # noqa: F401
 import argparse
 import os
 import sys
@@ -22,7 +23,13 @@ from fastvit_dense import part_times  # noqa: E402
 from fastvit_dense.backends import BACKENDS, DTYPES, Setting, configure  # noqa: E402
 from fastvit_dense.contestants import line_up  # noqa: E402
 from fastvit_dense.latency import measure  # noqa: E402
-from fastvit_dense.latency_report import environment, plot, table, write_json  # noqa: E402
+from fastvit_dense.latency_report import (  # noqa: E402
+    check_reference,
+    environment,
+    plot,
+    table,
+    write_json,
+)
 
 
 def main() -> None:
@@ -32,7 +39,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--arch", nargs="*", default=["sa12"], help="variants of FastViT")
     what.add_argument("--config", help="measure the whole model of this config instead")
-    parser.add_argument("--checkpoint", help="its weights; random ones if not given")
+    parser.add_argument("--checkpoint", help="weights of --config; random ones if not given")
     parser.add_argument("--shape", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, help="images a pass (default: 2 on a GPU, 1 on a CPU)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -56,6 +63,8 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     parser.add_argument("--plot", metavar="FILE", help="draw the latencies")
     args = parser.parse_args()
+    if args.checkpoint and not args.config:
+        parser.error("--checkpoint goes with --config: weights of --arch are random")
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -83,6 +92,7 @@ def main() -> None:
         return
     settings = [Setting(b, d, args.device, threads) for b in args.backend for d in args.dtype]
     contestants = line_up(args.arch, args.against, unfused=args.unfused)
+    check_reference(args.reference, [contestant.name for contestant in contestants])
     clock = time.process_time if args.cpu_time else time.perf_counter
     rows, warnings = measure(
         contestants, settings, batch=batch, shape=tuple(args.shape), clock=clock, **protocol

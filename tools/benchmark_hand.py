@@ -6,6 +6,7 @@ Fused models with random weights and the synthetic hand (speed depends on neithe
 unfused ones before anything is timed; the backbone in the runtimes named, the rest in PyTorch and numpy.
 """
 
+import _environment  # noqa: F401
 import argparse
 import os
 

@@ -1,14 +1,16 @@
 """Throughput of mmseg's inference_model from file to labels, with the share of each step.
 
-python tools/benchmark_inference.py IMAGE [IMAGE ...] [--config CONFIG] [--fuse]
+python tools/benchmark_inference.py IMAGE|FOLDER [...] [--config CONFIG] [--fuse]
 """
 
+import _environment  # noqa: F401
 import argparse
 
 import torch
 
 import fastvit_dense
 from fastvit_dense import mmcv_ops
+from fastvit_dense.frames import open_input
 from fastvit_dense.inference_speed import measure_steps, table
 from fastvit_dense.training_speed import device_name
 
@@ -19,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("images", nargs="+", help="image files, or folders of them")
     parser.add_argument("--config", default=CONFIG, help="segmentation config")
     parser.add_argument("--checkpoint", help="weights; speed does not depend on them")
     parser.add_argument("--fuse", action="store_true", help="reparameterize the model first")
@@ -28,6 +30,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="times each image is timed")
     args = parser.parse_args()
 
+    inputs = [open_input(source) for source in args.images]
+    if streams := [frames.source for frames in inputs if frames.kind != "images"]:
+        raise ValueError(f"expected image files or folders of them, got {streams[0]}")
+    images = [file for frames in inputs for file in frames.files]
+
     from mmseg.apis import init_model
 
     model = init_model(args.config, args.checkpoint, device=args.device)
@@ -35,7 +42,7 @@ def main() -> None:
         model = fastvit_dense.reparameterize(model)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    seconds = measure_steps(model, args.images, rounds=args.rounds)
+    seconds = measure_steps(model, images, rounds=args.rounds)
     print(
         f"{device_name(args.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{mmcv_ops.describe()}\n{args.config}, {'fused' if args.fuse else 'not fused'}\n"

@@ -5,6 +5,7 @@ python tools/benchmark_training.py --shape 320 320
 python tools/benchmark_training.py --device cuda --amp --shape 800 1333
 """
 
+import _environment  # noqa: F401
 import argparse
 
 import torch

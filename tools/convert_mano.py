@@ -3,6 +3,7 @@
 Nothing that the pickle says to run is run, and OUT.npz loads without pickle, chumpy and scipy.
 """
 
+import _environment  # noqa: F401
 import argparse
 import sys
 from dataclasses import fields

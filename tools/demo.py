@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from _environment import activation
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -122,6 +123,8 @@ def main() -> None:
         f"Look at {out}/predictions.jpg ({demo.panels}), {out}/training.png, "
         f"and all {len(pictures)} pictures in {out}/pictures."
     )
+    if command := activation():
+        print(f"Before other commands of this project, type `{command}`.")
 
 
 if __name__ == "__main__":

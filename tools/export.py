@@ -4,6 +4,7 @@ python tools/export.py CONFIG CHECKPOINT --format onnx --out model.onnx
 python tools/export.py sa12 timm://fastvit_sa12.apple_in1k --format openvino --out sa12.xml
 """
 
+import _environment  # noqa: F401
 import argparse
 
 from fastvit_dense.export import export_model, load_model

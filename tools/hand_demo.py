@@ -6,6 +6,7 @@ Writes the mesh over the image and from the side (as an image or a video), a mes
 MANO's parameters as JSON. No intrinsics are needed; with --K the mesh is placed before the camera.
 """
 
+import _environment  # noqa: F401
 import argparse
 import os
 import sys
@@ -45,7 +46,9 @@ def parse_args() -> argparse.Namespace:
         help="intrinsics in pixels: fx fy cx cy, or a JSON file with a 3x3 matrix",
     )  # fmt: skip
     parser.add_argument(
-        "--out", default="predictions", help="folder for the results (default: predictions)"
+        "--out",
+        default="work_dirs/predictions/hand",
+        help="folder for the results (default: %(default)s)",
     )
     parser.add_argument(
         "--mesh", choices=[*FORMATS, "none"],

@@ -4,6 +4,7 @@ Writes OUT.pth and its config OUT.py, which all tools take in place of CONFIG an
 how far the fused model is from the unfused one. Beyond rounding, nothing is written.
 """
 
+import _environment  # noqa: F401
 import argparse
 
 from fastvit_dense.deploy import fuse_checkpoint

@@ -7,6 +7,7 @@ python tools/sample_data.py freihand OUT [--train N] [--val N] [--seed S] [--pos
 
 from __future__ import annotations
 
+import _environment  # noqa: F401
 import argparse
 import signal
 import sys

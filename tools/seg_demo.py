@@ -3,6 +3,7 @@
 python tools/seg_demo.py INPUT --config CONFIG --checkpoint CHECKPOINT
 """
 
+import _environment  # noqa: F401
 import argparse
 
 import fastvit_dense  # noqa: F401  (before mmseg: it serves mmcv's operators)
@@ -19,7 +20,9 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="config file")
     parser.add_argument("--checkpoint", required=True, help="checkpoint that tools/train.py wrote")
     parser.add_argument(
-        "--out", default="predictions", help="folder for the pictures (default: predictions)"
+        "--out",
+        default="work_dirs/predictions/seg",
+        help="folder for the pictures (default: %(default)s)",
     )
     parser.add_argument("--device", help="cpu or cuda:0 (default: the GPU if there is one)")
     parser.add_argument(

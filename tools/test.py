@@ -1,5 +1,6 @@
-"""Test a checkpoint: python tools/test.py CONFIG CHECKPOINT [--show-dir pictures]."""
+"""Test a checkpoint: python tools/test.py CONFIG CHECKPOINT [--show-dir FOLDER]."""
 
+import _environment  # noqa: F401
 import argparse
 import os.path as osp
 import signal
@@ -7,10 +8,10 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
 
-from mmengine.config import ConfigDict, DictAction
+from mmengine.config import DictAction
 from mmengine.evaluator import DumpResults
 
-from fastvit_dense.runtime import Runner, check_launcher, load_config
+from fastvit_dense.runtime import Runner, check_launcher, enable_tta, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,11 +55,7 @@ def main() -> None:
         if args.show_dir:
             hook.test_out_dir = osp.abspath(args.show_dir)
     if args.tta:
-        if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
-            raise SystemExit(f"--tta: {args.config} defines no tta_model and tta_pipeline")
-        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.test_evaluator = cfg.get("tta_evaluator", cfg.test_evaluator)
+        enable_tta(cfg)
 
     runner = Runner.from_cfg(cfg)
     if args.out:

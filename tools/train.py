@@ -1,5 +1,6 @@
 """Train a model: python tools/train.py configs/det/mask-rcnn_fastvit-sa12_fpn_1x_coco.py."""
 
+import _environment  # noqa: F401
 import argparse
 import signal
 

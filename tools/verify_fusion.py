@@ -3,6 +3,7 @@
 Exit status 1 when a fused backbone computes something else.
 """
 
+import _environment  # noqa: F401
 import argparse
 import sys
 

@@ -3,6 +3,7 @@
 Exit status 1 when a figure is not what it is said to be.
 """
 
+import _environment  # noqa: F401
 import argparse
 import sys
 from pathlib import Path

@@ -17,3 +17,4 @@ test_pipeline = [
 ]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+tta_pipeline = None  # its windows see images in their own size, and are averaged already

@@ -30,7 +30,7 @@ def check_packages() -> Iterator[Finding]:
             ERROR,
             "fastvit_dense",
             f"is not installed for {sys.executable}",
-            "run `make`, and type .venv/bin/python in place of python; or `pip install -e .` here",
+            "run `make` and `source .venv/bin/activate`; or `pip install -e .` here",
         )
     else:
         yield from _check_versions()

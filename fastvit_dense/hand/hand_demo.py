@@ -36,7 +36,7 @@ def run_demo(
     bbox: Sequence[float] | None = None,
     left: bool = False,
     K: np.ndarray | None = None,
-    out: str = "predictions",
+    out: str = "work_dirs/predictions/hand",
     mesh: str | None = None,
     skeleton: bool = False,
     device: str | None = None,

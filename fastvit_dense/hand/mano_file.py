@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from mmengine.logging import print_log
 
 from .mano_pickle import read_pickle
 from .topology import (
@@ -146,20 +147,26 @@ def get_mano(source: str | os.PathLike[str]) -> Mano:
 
     Args:
         source: ``"synthetic"`` for the drawn hand that comes with this package, or a file as
-            :func:`load_mano` takes it.
+            :func:`load_mano` takes it. If there is a file of that name in MANO's other format alone, such
+            as MANO_RIGHT.npz for MANO_RIGHT.pkl, that one is read, and the log says so.
 
     Returns:
         The model.
 
     Raises:
-        FileNotFoundError: there is no such file; the message says where to get it.
+        FileNotFoundError: there is neither file; the message says where to get it.
         ValueError: it is another file.
     """
     if source == "synthetic":
         from .synthetic import synthetic_hand  # which itself imports this module
 
         return synthetic_hand()
-    return load_mano(source)
+    path = Path(source)
+    other = path.with_suffix({".pkl": ".npz", ".npz": ".pkl"}.get(path.suffix, path.suffix))
+    if not path.exists() and other.exists():
+        print_log(f"MANO: there is no {path}, so {other} is read", logger="current")
+        path = other
+    return load_mano(path)
 
 
 def load_mano(path: str | os.PathLike[str]) -> Mano:

@@ -63,6 +63,25 @@ class HandTTAModel(BaseTTAModel):
     the nearest rotation.
     """
 
+    def test_step(self, data: Any) -> list[HandDataSample]:
+        """Predict hands from all of their views.
+
+        Args:
+            data: ``inputs`` and ``data_samples``, each a list of N views with B entries.
+
+        Raises:
+            ValueError: the views have another size than the model's crops.
+        """
+        size = self.module.image_size
+        if others := {tuple(x.shape[-2:]) for view in data["inputs"] for x in view} - {size}:
+            height, width = others.pop()
+            raise ValueError(
+                f"--tta: HandViews makes crops of {width}x{height} pixels, expected the "
+                f"{size[1]}x{size[0]} that the model was trained at: set out_size={size[0]} in the "
+                "config's tta_pipeline"
+            )
+        return super().test_step(data)
+
     def merge_preds(
         self, data_samples_list: Sequence[Sequence[HandDataSample]]
     ) -> list[HandDataSample]:

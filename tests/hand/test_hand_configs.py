@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.structures import BaseDataElement
 
 from fastvit_dense import ARCHS
@@ -76,6 +76,11 @@ def test_schedule_and_data(path: Path) -> None:
     assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_epochs
     assert {backend.type for backend in cfg.visualizer.vis_backends} >= {"TensorboardVisBackend"}
     assert cfg.tta_evaluator.prefix == "tta" != cfg.test_evaluator.get("prefix")
+    views = TRANSFORMS.build(cfg.tta_pipeline[-1])
+    crop = TRANSFORMS.build(cfg.test_dataloader.dataset.pipeline[1])
+    assert (views.out_size, views.center, views.size) == (crop.out_size, crop.center, crop.size)
+    assert views.out_size == cfg.model.get("image_size", 224)
+    assert (views.rotations[0], views.scales[0]) == (0, 1), "results are in the frame of the first"
     assert not any("EMA" in hook.type for hook in cfg.get("custom_hooks", []))
     for split, name in (("train", "training"), ("val", "evaluation"), ("test", "evaluation")):
         assert cfg[f"{split}_dataloader"].dataset.split == name

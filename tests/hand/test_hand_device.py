@@ -195,6 +195,12 @@ def test_merged_views(device: torch.device) -> None:
     assert vertices[1].device == device and torch.equal(vertices[0], vertices[1].cpu())
 
 
+def test_views_of_another_size_are_refused() -> None:
+    model = MODELS.build(dict(type="HandTTAModel", module=hand_model()))
+    with pytest.raises(ValueError, match="crops of 96x96 pixels, expected the 64x64 .*out_size=64"):
+        model.test_step(views(HandViews(out_size=96)))
+
+
 def test_fused_on_the_device(device: torch.device) -> None:
     model = randomise(hand_model()).eval()
     image = torch.randn(1, 3, 64, 64)
