@@ -21,8 +21,10 @@ import torch  # noqa: E402
 from fastvit_dense import part_times  # noqa: E402
 from fastvit_dense.backends import BACKENDS, DTYPES, Setting, configure  # noqa: E402
 from fastvit_dense.contestants import line_up  # noqa: E402
+from fastvit_dense.devices import check_device  # noqa: E402
 from fastvit_dense.latency import measure  # noqa: E402
 from fastvit_dense.latency_report import environment, plot, table, write_json  # noqa: E402
+from fastvit_dense.user_errors import end_in_one_line  # noqa: E402
 
 
 def main() -> None:
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     parser.add_argument("--plot", metavar="FILE", help="draw the latencies")
     args = parser.parse_args()
+    check_device(args.device)
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -96,7 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"benchmark: {error}")
+    sys.exit(end_in_one_line(main))

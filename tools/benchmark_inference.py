@@ -4,13 +4,16 @@ python tools/benchmark_inference.py IMAGE [IMAGE ...] [--config CONFIG] [--fuse]
 """
 
 import argparse
+import sys
 
 import torch
 
 import fastvit_dense
 from fastvit_dense import mmcv_ops
+from fastvit_dense.devices import check_device
 from fastvit_dense.inference_speed import measure_steps, table
 from fastvit_dense.training_speed import device_name
+from fastvit_dense.user_errors import end_in_one_line
 
 CONFIG = "configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py"
 
@@ -27,6 +30,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=10, help="times each image is timed")
     args = parser.parse_args()
+    check_device(args.device)
 
     from mmseg.apis import init_model
 
@@ -44,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))

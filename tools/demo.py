@@ -72,7 +72,8 @@ DEMOS = {
 
 def run(*command: str) -> None:
     print(f"\n$ python {' '.join(command)}", flush=True)
-    subprocess.run([sys.executable, *command], check=True)
+    if status := subprocess.run([sys.executable, *command]).returncode:
+        sys.exit(status)  # the command has said why
 
 
 def main() -> None:

@@ -5,8 +5,10 @@ python tools/export.py sa12 timm://fastvit_sa12.apple_in1k --format openvino --o
 """
 
 import argparse
+import sys
 
 from fastvit_dense.export import export_model, load_model
+from fastvit_dense.user_errors import end_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))
