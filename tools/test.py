@@ -2,11 +2,14 @@
 
 import argparse
 import os.path as osp
+import sys
 
-from mmengine.config import ConfigDict, DictAction
+from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
-from fastvit_dense.runtime import Runner, load_config, set_local_rank
+from fastvit_dense.doctor.preflight import KeyValues, check_run, read_config
+from fastvit_dense.runtime import Runner, set_local_rank
+from fastvit_dense.user_errors import end_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -14,6 +17,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint that tools/train.py wrote")
     parser.add_argument("--work-dir", help="folder for logs and metrics")
+    parser.add_argument(
+        "--data-root",
+        metavar="FOLDER",
+        help="where the data lie, in place of the config's data_root",
+    )
     parser.add_argument("--out", metavar="F.pkl", help="write the predictions to this pickle")
     parser.add_argument("--show", action="store_true", help="show pictures in a window")
     parser.add_argument(
@@ -24,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=KeyValues,
         metavar="KEY=VALUE",
         help="override settings of the config, such as test_dataloader.batch_size=4",
     )
@@ -33,13 +41,21 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out and not args.out.endswith((".pkl", ".pickle")):
         parser.error("--out must end in .pkl or .pickle")
+    if args.out and osp.isdir(args.out):
+        parser.error(f"--out {args.out} is a folder: expected a file")
     return args
 
 
 def main() -> None:
     args = parse_args()
     set_local_rank(args.local_rank)
-    cfg = load_config(args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
+    cfg = read_config(
+        args.config,
+        args.cfg_options,
+        data_root=args.data_root,
+        work_dir=args.work_dir,
+        launcher=args.launcher,
+    )
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         hook = cfg.default_hooks.visualization
@@ -48,11 +64,13 @@ def main() -> None:
             hook.test_out_dir = osp.abspath(args.show_dir)
     if args.tta:
         if not cfg.get("tta_model") or not cfg.get("tta_pipeline"):
-            raise SystemExit(f"--tta: {args.config} defines no tta_model and tta_pipeline")
+            raise ValueError(f"--tta: {args.config} defines no tta_model and tta_pipeline")
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.test_evaluator = cfg.get("tta_evaluator", cfg.test_evaluator)
 
+    out_folder = osp.dirname(osp.abspath(args.out)) if args.out else None
+    check_run(cfg, train=False, outputs={"--show-dir": args.show_dir, "--out": out_folder})
     runner = Runner.from_cfg(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
@@ -60,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))
