@@ -35,7 +35,7 @@ from .checkpoint_files import SafeCheckpointHook, find_checkpoint, remove_unfini
 from .data_workers import outlast_signals, workers_ended
 from .interruptions import StopOnNaN, StopOnSignal
 from .resume_point import ResumePoint
-from .strict_loading import misfits, without_prefix
+from .strict_loading import misfits, parts_are_welcome, without_prefix
 from .train_loops import ResumableEpochs, ResumableIterations
 
 # Keys a config may get from the command line without having them itself.
@@ -334,7 +334,8 @@ class Runner(MMEngineRunner):
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         """Load a checkpoint of plain data, with errors that name the file; see CheckpointFits."""
         try:
-            content = super().load_checkpoint(filename, *args, **kwargs)
+            with parts_are_welcome():  # CheckpointFits has the say
+                content = super().load_checkpoint(filename, *args, **kwargs)
         except (ValueError, OSError):
             raise
         except Exception as e:  # of a hook: its part is there and is something else

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, run_tool
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -17,6 +18,7 @@ from fastvit_dense.doctor.preflight import KeyValues, check_run, read_config
 from fastvit_dense.hand.sample_freihand import write_freihand
 from fastvit_dense.runtime import load_config
 from fastvit_dense.sample_data import write_ade20k, write_coco
+from fastvit_dense.strict_loading import parts_are_welcome
 
 DET = str(ROOT / "configs/det/mask-rcnn_fastvit-t8_fpn_demo-shapes.py")
 SEG = str(ROOT / "configs/seg/fpn_fastvit-t8_demo-regions.py")
@@ -346,6 +348,33 @@ def test_swapped(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("a = (\n")
     with pytest.raises(ValueError, match="x.py' cannot be read: .*never closed"):
         read_config(str(tmp_path / "x.py"))
+
+
+# --- another kind of model's checkpoint, through OpenMMLab's own functions
+
+
+def state_of(config: str) -> dict[str, torch.Tensor]:
+    """Random weights of a config's model."""
+    cfg = Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return MODELS.build(cfg.model).state_dict()
+
+
+def test_detector_refuses_a_segmentor(flat: dict, tmp_path: Path) -> None:
+    from mmdet.apis import init_detector
+
+    meta = {"dataset_meta": {"classes": ("a",)}}
+    for name, config in (("det", flat[DET]), ("seg", flat[SEG])):
+        torch.save({"state_dict": state_of(config), "meta": meta}, tmp_path / f"{name}.pth")
+    with pytest.raises(
+        ValueError, match="it has decode_head, and nothing for roi_head, rpn_head of"
+    ):
+        init_detector(flat[DET], str(tmp_path / "seg.pth"), device="cpu")
+    model = init_detector(flat[DET], str(tmp_path / "det.pth"), device="cpu")
+    weights = torch.load(tmp_path / "det.pth")["state_dict"]
+    assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
+    with parts_are_welcome():
+        model.load_state_dict(torch.load(tmp_path / "seg.pth")["state_dict"], strict=False)
 
 
 # --- as a user types it
