@@ -3,6 +3,7 @@
 from . import mmcv_ops
 from .backbone import ARCHS, FastViT
 from .reparam import reparameterize
+from .strict_loading import guard_models
 from .weights import allow_own_checkpoints
 
 __version__ = "0.1.0"
@@ -10,3 +11,4 @@ __all__ = ["ARCHS", "FastViT", "__version__", "reparameterize"]
 
 mmcv_ops.install()
 allow_own_checkpoints()
+guard_models()

@@ -85,8 +85,7 @@ def read_annotations(path: str, *, name: str | None = None, need_annotations: bo
     if not file or not os.path.isfile(path):
         raise FileNotFoundError(
             f"annotation file {file!r} does not exist (working directory {os.getcwd()}); set "
-            "data_root and ann_file of the dataset in the config, or --cfg-options "
-            "train_dataloader.dataset.data_root=... (and val_, test_)"
+            "data_root and ann_file of the dataset in the config, or move all data with --data-root FOLDER"
         )
     try:
         with open(path, encoding="utf-8") as stream:

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from .jpeg import too_large_for_opencv
+from .user_errors import why_unwritable
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _WEBCAM = re.compile(r"webcam(?::(?P<index>.*))?")
@@ -194,13 +195,13 @@ class FrameWriter:
         paths: the files written so far; a video is in it once it is complete.
 
     Raises:
-        ValueError: `out` is a file; an input would be overwritten.
+        ValueError: `out` cannot be written; an input would be overwritten.
     """
 
     def __init__(self, out: str | Path, frames: Frames) -> None:
         self.folder, self.paths = Path(out), list[Path]()
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{out} is a file: expected a folder to write to")
+        if why := why_unwritable(out):
+            raise ValueError(f"{out} {why}; expected a folder to write to")
         self._fps = frames.fps or _UNKNOWN_FPS
         self._is_video = frames.kind != "images"
         self._names = _output_names(frames.files)

@@ -37,7 +37,7 @@ from .checkpoint_files import SafeCheckpointHook, find_checkpoint, remove_unfini
 from .data_workers import outlast_signals, workers_ended
 from .interruptions import StopOnNaN, StopOnSignal
 from .resume_point import ResumePoint
-from .strict_loading import misfits, without_prefix
+from .strict_loading import misfits, parts_are_welcome, without_prefix
 from .train_loops import ResumableEpochs, ResumableIterations
 
 # Keys a config may get from the command line without having them itself.
@@ -68,28 +68,61 @@ def load_config(
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: an override names a key that the config does not have, or an evaluator reads other
-            annotations than its dataset.
+        ValueError: the file is no config; an override names a key that the config does not have, or a
+            place in a list that is not there; an evaluator reads other annotations than its dataset.
     """
-    if not osp.isfile(path):
-        raise FileNotFoundError(
-            f"config {path!r} does not exist; configs/ holds those of the project"
-        )
-    cfg = Config.fromfile(path)
+    return override(read_config_file(path), path, options, work_dir=work_dir, launcher=launcher)
+
+
+def override(
+    cfg: Config,
+    path: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    work_dir: str | None = None,
+    launcher: str = "none",
+) -> Config:
+    """:func:`load_config` of a config that has been read; it is changed and returned."""
     for key in options or {}:
         top = key.split(".")[0]
         if top not in cfg and top not in _RUNNER_KEYS:
             near = difflib.get_close_matches(top, [*cfg, *_RUNNER_KEYS], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"--cfg-options {key}: {path} has no {top!r}{hint}")
-    cfg.merge_from_dict(dict(options or {}))
+    try:
+        cfg.merge_from_dict(dict(options or {}))
+    except (KeyError, TypeError) as e:  # no such place in a list; a key of what is no dict
+        raise ValueError(f"--cfg-options: {e.args[0]}") from e
     cfg.launcher = launcher
     cfg.work_dir = (
         work_dir or cfg.get("work_dir") or f"work_dirs/{osp.splitext(osp.basename(path))[0]}"
     )
-    for split in ("val", "test"):
-        _check_same_annotations(cfg, split)
+    _check_same_annotations(cfg)
     return cfg
+
+
+def read_config_file(path: str) -> Config:
+    """Read a config file as it is.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no config, but, say, a checkpoint; its Python has a syntax error.
+    """
+    if not osp.isfile(path):
+        raise FileNotFoundError(
+            f"config {path!r} does not exist; configs/ holds those of the project"
+        )
+    if not path.endswith((".py", ".json", ".yaml", ".yml")):
+        raise ValueError(
+            f"config {path!r} is no config file (.py): the config comes first, then the checkpoint"
+        )
+    try:
+        return Config.fromfile(path)
+    except SyntaxError as e:
+        raise ValueError(f"config {path!r} cannot be read: {e}") from e
 
 
 def enable_amp(cfg: Config) -> None:
@@ -202,39 +235,61 @@ class CheckpointFits(Hook):
 
     def after_load_checkpoint(self, runner: MMEngineRunner, checkpoint: dict) -> None:
         """Compare names, shapes and classes; raises ValueError where they differ."""
-        model = unwrap(runner.model)
-        wanted, meta = model.state_dict(), checkpoint.get("meta", {})
-        given = without_prefix(checkpoint.get("state_dict", {}))
-        if not given:
-            raise ValueError(
-                "the checkpoint holds no 'state_dict': expected a file that tools/train.py wrote. "
-                "Pretrained backbones go into model.backbone.init_cfg.checkpoint."
-            )
-        refuse_other_structures(model, given)
-        problems, fits = misfits(wanted, given)
-        classes, trained_on = _classes(runner), meta.get("dataset_meta") or {}
-        trained_on = tuple(trained_on.get("classes", ()))
-        if classes and trained_on and classes != trained_on:
-            problems.append(
-                f"trained on {len(trained_on)} classes {_shorten(trained_on)}, "
-                f"the dataset has {len(classes)} {_shorten(classes)}"
-            )
-        if not problems:
-            return
-        if runner.cfg.get("load_strict", True):
-            raise ValueError(
-                f"the checkpoint does not fit this config: {'; '.join(problems)}. Use the config "
-                + (
-                    "that tools/reparameterize.py wrote beside it: it is fused."
-                    if meta.get("fastvit_dense", {}).get("deploy")
-                    else "it was trained with, or --cfg-options load_strict=False to start from "
-                    "what fits."
-                )
-            )
-        print_log(
-            f"load_strict=False: {fits} of {len(wanted)} tensors fit; {'; '.join(problems)}",
-            logger="current",
+        remark = check_fits(
+            unwrap(runner.model),
+            checkpoint,
+            classes=_classes(runner),
+            strict=runner.cfg.get("load_strict", True),
         )
+        if remark:
+            print_log(remark, logger="current")
+
+
+def check_fits(
+    model: nn.Module, checkpoint: Mapping, *, classes: tuple[str, ...] = (), strict: bool = True
+) -> str:
+    """Compare a checkpoint with a model: names, shapes and classes.
+
+    Args:
+        model: without wrappers.
+        checkpoint: its content.
+        classes: of the dataset; none are not compared.
+        strict: refuse what does not fit.
+
+    Returns:
+        Without `strict`, what does not fit; empty if all does.
+
+    Raises:
+        ValueError: it does not fit, with `strict`; it holds no weights, or those of the other structure.
+    """
+    wanted, meta = model.state_dict(), checkpoint.get("meta", {})
+    given = without_prefix(checkpoint.get("state_dict", {}))
+    if not given:
+        raise ValueError(
+            "the checkpoint holds no 'state_dict': expected a file that tools/train.py wrote. "
+            "Pretrained backbones go into model.backbone.init_cfg.checkpoint."
+        )
+    refuse_other_structures(model, given)
+    problems, fits = misfits(wanted, given)
+    trained_on = tuple((meta.get("dataset_meta") or {}).get("classes", ()))
+    if classes and trained_on and classes != trained_on:
+        problems.append(
+            f"trained on {len(trained_on)} classes {_shorten(trained_on)}, "
+            f"the dataset has {len(classes)} {_shorten(classes)}"
+        )
+    if problems and strict:
+        raise ValueError(
+            f"the checkpoint does not fit this config: {'; '.join(problems)}. Use the config "
+            + (
+                "that tools/reparameterize.py wrote beside it: it is fused."
+                if meta.get("fastvit_dense", {}).get("deploy")
+                else "it was trained with, or --cfg-options load_strict=False to start from "
+                "what fits."
+            )
+        )
+    if not problems:
+        return ""
+    return f"load_strict=False: {fits} of {len(wanted)} tensors fit; {'; '.join(problems)}"
 
 
 class ValidateRankZero(Hook):
@@ -350,7 +405,8 @@ class Runner(MMEngineRunner):
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         """Load a checkpoint of plain data, with errors that name the file; see CheckpointFits."""
         try:
-            content = super().load_checkpoint(filename, *args, **kwargs)
+            with parts_are_welcome():  # CheckpointFits has the say
+                content = super().load_checkpoint(filename, *args, **kwargs)
         except (ValueError, OSError):
             raise
         except Exception as e:  # of a hook: its part is there and is something else
@@ -485,17 +541,25 @@ def batch_message(cfg: ConfigDict, processes: int) -> str:
     )
 
 
-def _check_same_annotations(cfg: Config, split: str) -> None:
+def _check_same_annotations(cfg: Config) -> None:
     """A COCO evaluator has a path of its own, which people forget to change with the dataset's."""
-    evaluator, loader = cfg.get(f"{split}_evaluator"), cfg.get(f"{split}_dataloader")
-    if not isinstance(evaluator, Mapping) or not evaluator.get("ann_file") or not loader:
-        return
-    dataset = loader["dataset"]
-    reads = osp.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
-    if osp.normpath(evaluator["ann_file"]) != osp.normpath(reads):
+    differ, keys = [], []
+    for split in ("val", "test"):
+        evaluator, loader = cfg.get(f"{split}_evaluator"), cfg.get(f"{split}_dataloader")
+        if not isinstance(evaluator, Mapping) or not evaluator.get("ann_file") or not loader:
+            continue
+        dataset = loader["dataset"]
+        reads = osp.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
+        if osp.normpath(evaluator["ann_file"]) != osp.normpath(reads):
+            differ.append(
+                f"{split}_evaluator.ann_file is {evaluator['ann_file']!r}, but {split}_dataloader reads "
+                f"{reads!r}"
+            )
+            keys.append(f"{split}_evaluator.ann_file={reads}")
+    if differ:
         raise ValueError(
-            f"{split}_evaluator.ann_file is {evaluator['ann_file']!r}, but {split}_dataloader reads "
-            f"{reads!r}: predictions would be compared with other annotations. Set both."
+            f"{'; '.join(differ)}: predictions would be compared with other annotations. Set "
+            f"{' and '.join(keys)}, or move all data with --data-root FOLDER"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
@@ -13,7 +12,6 @@ from typing import Any
 import mmseg.datasets  # noqa: F401  (registers what test pipelines and class names are made of)
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
 from mmseg.models import BaseSegmentor
 from tqdm import tqdm
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from .devices import check_device, describe_device
 from .frames import Frames, FrameWriter, open_input
 from .preview import Preview
+from .runtime import read_config_file
 from .seg_pictures import draw_segmentation
 from .strict_loading import load_whole, read_checkpoint
 
@@ -39,14 +38,16 @@ def load_segmentor(config: str, checkpoint: str, *, device: str) -> BaseSegmento
 
     Raises:
         FileNotFoundError: there is no such config or checkpoint.
-        ValueError: the device is not there; the checkpoint cannot be read, or does not fit the config.
+        ValueError: the device is not there; the config is not of a segmentor; the checkpoint cannot be
+            read, or does not fit the config.
     """
     check_device(device)
-    if not os.path.isfile(config):
-        raise FileNotFoundError(
-            f"config {config!r} does not exist; configs/seg holds the project's"
+    cfg: Any = read_config_file(config)
+    if "decode_head" not in cfg.get("model", {}):
+        raise ValueError(
+            f"{config} describes a {cfg.get('model', {}).get('type')}, expected a segmentor with a "
+            "decode_head, as configs/seg do"
         )
-    cfg = Config.fromfile(config)
     if "test_pipeline" not in cfg:  # inference_model looks for it there
         cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
     content = read_checkpoint(checkpoint)

@@ -4,12 +4,14 @@ mmengine loads non-strictly: a checkpoint of another architecture leaves a model
 log. Whatever loads a trained model here goes through :func:`read_checkpoint` and :func:`load_whole`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from .backbone import refuse_other_structures
+from .backbone import FastViT, refuse_other_structures
 from .weights import read_content
 
 
@@ -106,3 +108,48 @@ def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[
         if keys
     ]
     return problems, len(wanted) - len(missing) - len(misshapen)
+
+
+_parts_are_welcome = False
+
+
+@contextmanager
+def parts_are_welcome() -> Iterator[None]:
+    """Let checkpoints of other kinds of models be loaded, as far as they fit; see :func:`guard_models`."""
+    global _parts_are_welcome
+    before, _parts_are_welcome = _parts_are_welcome, True
+    try:
+        yield
+    finally:
+        _parts_are_welcome = before
+
+
+def guard_models() -> None:
+    """Have models with a FastViT in them refuse checkpoints of another kind of model, whoever loads them.
+
+    OpenMMLab's inference functions load non-strictly: a segmentor's checkpoint in a detector leaves its
+    heads random and prints a list of keys. The backbone is handed its own tensors alone and cannot tell, so
+    the module that it becomes a part of gets a hook.
+    """
+    register_module_module_registration_hook(_guard)
+
+
+def _guard(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    if isinstance(child, FastViT):
+        parent.register_load_state_dict_pre_hook(_refuse_other_kinds)
+
+
+def _refuse_other_kinds(
+    model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Raise where parts of a model are not in a checkpoint, and parts of that not in the model."""
+    given = {k.removeprefix(prefix).partition(".")[0] for k in state_dict if k.startswith(prefix)}
+    parts = {name for name, child in model.named_children() if child.state_dict()}
+    own = {k.partition(".")[0] for k in model.state_dict()}
+    missing, other = sorted(parts - given), sorted(given - own)
+    if missing and other and not _parts_are_welcome:
+        raise ValueError(
+            f"the checkpoint is of another kind of model: it has {', '.join(other[:5])}, and nothing for "
+            f"{', '.join(missing)} of this {type(model).__name__}. Use the config it was trained with; to "
+            "begin with its backbone: model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
+        )

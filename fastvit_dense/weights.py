@@ -263,6 +263,10 @@ def _read(path: str | Path, map_location: Any, *, name: str) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as e:  # what a damaged file gives depends on where: about any
+        if name.endswith(".py"):
+            raise ValueError(
+                f"checkpoint {name!r} is a config: the config comes first, then the checkpoint"
+            ) from e
         if isinstance(e, pickle.UnpicklingError) and (refused := _refused_global(e)):
             raise ValueError(
                 f"{name} holds more than plain data and its code is not run: {refused}. Save the bare "

@@ -218,7 +218,8 @@ def run_tests(folder: Path, *cases: Case) -> str:
     return run(
         "-c",
         f"import runpy, sys\nsys.path.insert(0, 'tools')\nfor sys.argv in {calls!r}:\n"
-        "    runpy.run_path(sys.argv[0], run_name='__main__')",
+        "    try:\n        runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "    except SystemExit as end:\n        assert not end.code",
     )
 
 

@@ -281,7 +281,7 @@ def test_inputs_are_not_overwritten(tmp_path: Path) -> None:
 def test_folder_for_results_is_a_file(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), picture())
     with open_input(tmp_path / "a.png") as frames:
-        with pytest.raises(ValueError, match="a.png is a file: expected a folder"):
+        with pytest.raises(ValueError, match="a.png is a file; expected a folder"):
             FrameWriter(tmp_path / "a.png", frames)
 
 

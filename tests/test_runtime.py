@@ -50,7 +50,7 @@ def test_override_and_work_dir() -> None:
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_evaluator_reads_other_annotations(split: str) -> None:
-    with pytest.raises(ValueError, match=f"{split}_evaluator.ann_file is .*Set both"):
+    with pytest.raises(ValueError, match=f"{split}_evaluator.ann_file is .*--data-root"):
         load_config(SA12, {f"{split}_dataloader.dataset.data_root": "elsewhere/"})
 
 

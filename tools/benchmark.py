@@ -22,6 +22,7 @@ import torch  # noqa: E402
 from fastvit_dense import part_times  # noqa: E402
 from fastvit_dense.backends import BACKENDS, DTYPES, Setting, configure  # noqa: E402
 from fastvit_dense.contestants import line_up  # noqa: E402
+from fastvit_dense.devices import check_device  # noqa: E402
 from fastvit_dense.latency import measure  # noqa: E402
 from fastvit_dense.latency_report import (  # noqa: E402
     check_reference,
@@ -30,6 +31,7 @@ from fastvit_dense.latency_report import (  # noqa: E402
     table,
     write_json,
 )
+from fastvit_dense.user_errors import end_in_one_line  # noqa: E402
 
 
 def main() -> None:
@@ -65,6 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.checkpoint and not args.config:
         parser.error("--checkpoint goes with --config: weights of --arch are random")
+    check_device(args.device)
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -106,7 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"benchmark: {error}")
+    sys.exit(end_in_one_line(main))

@@ -9,6 +9,7 @@ unfused ones before anything is timed; the backbone in the runtimes named, the r
 import _environment  # noqa: F401
 import argparse
 import os
+import sys
 
 # Idle OpenMP threads that spin slow down whatever else runs on the same cores, here the other runtimes.
 POLICY = "set from outside" if "OMP_WAIT_POLICY" in os.environ else "set by this tool"
@@ -17,8 +18,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 
 from fastvit_dense.backends import BACKENDS, configure  # noqa: E402
+from fastvit_dense.devices import check_device  # noqa: E402
 from fastvit_dense.hand.speed import SHAPE, measure, table, write_json  # noqa: E402
 from fastvit_dense.latency_report import environment  # noqa: E402
+from fastvit_dense.user_errors import end_in_one_line  # noqa: E402
 
 
 def main() -> None:
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100, help="timed rounds")
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     args = parser.parse_args()
+    check_device(args.device)
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -59,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))

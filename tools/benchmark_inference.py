@@ -5,14 +5,17 @@ python tools/benchmark_inference.py IMAGE|FOLDER [...] [--config CONFIG] [--fuse
 
 import _environment  # noqa: F401
 import argparse
+import sys
 
 import torch
 
 import fastvit_dense
 from fastvit_dense import mmcv_ops
+from fastvit_dense.devices import check_device
 from fastvit_dense.frames import open_input
 from fastvit_dense.inference_speed import measure_steps, table
 from fastvit_dense.training_speed import device_name
+from fastvit_dense.user_errors import end_in_one_line
 
 CONFIG = "configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py"
 
@@ -29,6 +32,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=10, help="times each image is timed")
     args = parser.parse_args()
+    check_device(args.device)
 
     inputs = [open_input(source) for source in args.images]
     if streams := [frames.source for frames in inputs if frames.kind != "images"]:
@@ -51,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))

@@ -7,12 +7,15 @@ python tools/benchmark_training.py --device cuda --amp --shape 800 1333
 
 import _environment  # noqa: F401
 import argparse
+import sys
 
 import torch
 
 from fastvit_dense import mmcv_ops
 from fastvit_dense.backends import arithmetic
+from fastvit_dense.devices import check_device
 from fastvit_dense.training_speed import Workload, detectors, device_name, measure, table
+from fastvit_dense.user_errors import end_in_one_line
 
 CONFIGS = [
     "configs/det/mask-rcnn_fastvit-sa12_fpn_1x_coco.py",
@@ -32,6 +35,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true", help="this memory format")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     args = parser.parse_args()
+    check_device(args.device)
 
     work = Workload(
         args.batch, tuple(args.shape), args.device, args.amp, channels_last=args.channels_last
@@ -48,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))

@@ -10,9 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from fastvit_dense.hand.mano_file import load_mano, save_mano
+from fastvit_dense.user_errors import end_in_one_line
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -20,14 +21,10 @@ def main() -> int:
     parser.add_argument("out", metavar="OUT.npz", help="file to write; its folder is made")
     parser.add_argument("--force", action="store_true", help="replace OUT.npz")
     args = parser.parse_args()
-    try:
-        if Path(args.out).exists() and not args.force:
-            raise ValueError(f"{args.out} exists; pass --force to replace it")
-        mano = load_mano(args.source)
-        save_mano(mano, args.out)
-    except (ValueError, OSError) as error:
-        print(f"convert_mano: {error}", file=sys.stderr)
-        return 2
+    if Path(args.out).exists() and not args.force:
+        raise ValueError(f"{args.out} exists; pass --force to replace it")
+    mano = load_mano(args.source)
+    save_mano(mano, args.out)
     print(f"{args.source}: a right hand, {len(mano.template)} vertices, {len(mano.faces)} faces")
     for field in fields(mano):
         array = getattr(mano, field.name)
@@ -37,8 +34,7 @@ def main() -> int:
         "MANO's licence (https://mano.is.tue.mpg.de/license.html) holds for this file as well: research "
         "only, not to be passed on."
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_in_one_line(main))

@@ -26,6 +26,9 @@ def parse_args(**option_format: Any) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes that open images")
     parser.add_argument(
+        "--data-root", metavar="FOLDER", help="where the data lie, as for tools/train.py"
+    )
+    parser.add_argument(
         "--cfg-options",
         nargs="+",
         metavar="KEY=VALUE",
@@ -61,9 +64,9 @@ def main() -> int:
     if broken:
         args = parse_args()
     else:
-        from mmengine.config import DictAction
+        from fastvit_dense.doctor.preflight import KeyValues
 
-        args = parse_args(action=DictAction)
+        args = parse_args(action=KeyValues)
     from fastvit_dense.doctor.findings import ERROR, Finding, Report, guarded
     from fastvit_dense.doctor.packages import check_packages
 
@@ -76,8 +79,8 @@ def main() -> int:
         from fastvit_dense.doctor.examination import examine
 
         examine(
-            report, args.config, args.checkpoint, options=args.cfg_options, workers=args.workers,
-            images=args.images, bad_files=args.bad_files,
+            report, args.config, args.checkpoint, options=args.cfg_options, data_root=args.data_root,
+            workers=args.workers, images=args.images, bad_files=args.bad_files,
         )  # fmt: skip
     print(report.summary())
     return int(report.has_errors())

@@ -6,8 +6,10 @@ python tools/export.py sa12 timm://fastvit_sa12.apple_in1k --format openvino --o
 
 import _environment  # noqa: F401
 import argparse
+import sys
 
 from fastvit_dense.export import export_model, load_model
+from fastvit_dense.user_errors import end_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))

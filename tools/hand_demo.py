@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastvit_dense.hand.hand_demo import read_intrinsics, run_demo  # noqa: E402
 from fastvit_dense.hand.mesh_files import FORMATS  # noqa: E402
+from fastvit_dense.user_errors import end_in_one_line  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -62,17 +63,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def main() -> None:
     options = vars(parse_args())
-    try:
-        if options["K"]:
-            options["K"] = read_intrinsics(options["K"])
-        print(run_demo(options.pop("source"), **options))
-    except (ValueError, OSError) as error:
-        print(f"hand_demo: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options["K"]:
+        options["K"] = read_intrinsics(options["K"])
+    print(run_demo(options.pop("source"), **options))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_in_one_line(main))

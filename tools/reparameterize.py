@@ -6,8 +6,10 @@ how far the fused model is from the unfused one. Beyond rounding, nothing is wri
 
 import _environment  # noqa: F401
 import argparse
+import sys
 
 from fastvit_dense.deploy import fuse_checkpoint
+from fastvit_dense.user_errors import end_in_one_line
 
 
 def main() -> None:
@@ -40,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))

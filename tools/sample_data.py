@@ -15,6 +15,7 @@ import sys
 try:
     from fastvit_dense import sample_data
     from fastvit_dense.hand.sample_freihand import POSES, write_freihand
+    from fastvit_dense.user_errors import end_in_one_line
 except KeyboardInterrupt:
     sys.exit(128 + signal.SIGINT)
 
@@ -67,21 +68,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     options = vars(parse_args(argv))
     options.pop("kind")
     write, out, what = (options.pop(name) for name in ("write", "out", "what"))
-    try:
-        folder = write(out, **options)
-    except (ValueError, OSError) as error:
-        print(f"sample_data: {error}", file=sys.stderr)
-        return 2
+    folder = write(out, **options)
     print(f"wrote {options['train']} training and {options['val']} held-out {what} to {folder}")
-    return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(end_in_one_line(main))
     except KeyboardInterrupt:  # after what was written is removed
         sys.exit(128 + signal.SIGINT)

@@ -5,9 +5,11 @@ python tools/seg_demo.py INPUT --config CONFIG --checkpoint CHECKPOINT
 
 import _environment  # noqa: F401
 import argparse
+import sys
 
 import fastvit_dense  # noqa: F401  (before mmseg: it serves mmcv's operators)
 from fastvit_dense.seg_demo import run_demo
+from fastvit_dense.user_errors import end_in_one_line
 
 
 def main() -> None:
@@ -46,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))

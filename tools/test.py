@@ -4,14 +4,16 @@ import _environment  # noqa: F401
 import argparse
 import os.path as osp
 import signal
+import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
 
-from mmengine.config import DictAction
 from mmengine.evaluator import DumpResults
 
-from fastvit_dense.runtime import Runner, check_launcher, enable_tta, load_config
+from fastvit_dense.doctor.preflight import KeyValues, check_run, read_config
+from fastvit_dense.runtime import Runner, check_launcher, enable_tta
+from fastvit_dense.user_errors import end_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,6 +21,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint that tools/train.py wrote")
     parser.add_argument("--work-dir", help="folder for logs and metrics")
+    parser.add_argument(
+        "--data-root",
+        metavar="FOLDER",
+        help="where the data lie, in place of the config's data_root",
+    )
     parser.add_argument("--out", metavar="F.pkl", help="write the predictions to this pickle")
     parser.add_argument("--show", action="store_true", help="show pictures in a window")
     parser.add_argument(
@@ -29,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=KeyValues,
         metavar="KEY=VALUE",
         help="override settings of the config, such as test_dataloader.batch_size=4",
     )
@@ -38,16 +45,21 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out and not args.out.endswith((".pkl", ".pickle")):
         parser.error("--out must end in .pkl or .pickle")
+    if args.out and osp.isdir(args.out):
+        parser.error(f"--out {args.out} is a folder: expected a file")
     return args
 
 
 def main() -> None:
     args = parse_args()
-    try:
-        check_launcher(args.launcher, local_rank=args.local_rank)
-    except ValueError as error:
-        raise SystemExit(f"test: {error}") from error
-    cfg = load_config(args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
+    check_launcher(args.launcher, local_rank=args.local_rank)
+    cfg = read_config(
+        args.config,
+        args.cfg_options,
+        data_root=args.data_root,
+        work_dir=args.work_dir,
+        launcher=args.launcher,
+    )
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         hook = cfg.default_hooks.visualization
@@ -57,6 +69,8 @@ def main() -> None:
     if args.tta:
         enable_tta(cfg)
 
+    out_folder = osp.dirname(osp.abspath(args.out)) if args.out else None
+    check_run(cfg, train=False, outputs={"--show-dir": args.show_dir, "--out": out_folder})
     runner = Runner.from_cfg(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(args.out))
@@ -64,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))

@@ -3,20 +3,26 @@
 import _environment  # noqa: F401
 import argparse
 import signal
+import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Until training begins, Ctrl-C ends it at once, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from mmengine.config import DictAction
-
-from fastvit_dense.runtime import Runner, check_launcher, enable_amp, load_config
+from fastvit_dense.doctor.preflight import KeyValues, check_run, read_config
+from fastvit_dense.runtime import Runner, check_launcher, enable_amp
+from fastvit_dense.user_errors import end_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    parser.add_argument(
+        "--data-root",
+        metavar="FOLDER",
+        help="where the data lie, in place of the config's data_root",
+    )
     parser.add_argument(
         "--amp", action="store_true", help="mixed precision: float16 on CUDA, bfloat16 on a CPU"
     )
@@ -33,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=KeyValues,
         metavar="KEY=VALUE",
         help='override settings, such as train_cfg.max_epochs=3 or key="[(a,b),(c,d)]"',
     )
@@ -44,22 +50,26 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
-        check_launcher(args.launcher, local_rank=args.local_rank)
-    except ValueError as error:
-        raise SystemExit(f"train: {error}") from error
-    cfg = load_config(args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher)
+    check_launcher(args.launcher, local_rank=args.local_rank)
+    cfg = read_config(
+        args.config,
+        args.cfg_options,
+        data_root=args.data_root,
+        work_dir=args.work_dir,
+        launcher=args.launcher,
+    )
     if args.amp:
         enable_amp(cfg)
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
-            raise SystemExit(f"--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size")
+            raise ValueError(f"--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size")
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
+    check_run(cfg, train=True)
     Runner.from_cfg(cfg).train()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(end_in_one_line(main))

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from fastvit_dense import ARCHS
 from fastvit_dense.equivalence import FARTHER
 from fastvit_dense.fusion_check import FLOAT32, FLOAT64, check_fusion, table
+from fastvit_dense.user_errors import end_in_one_line
 
 
 def main() -> int:
@@ -42,4 +43,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_in_one_line(main))

@@ -126,7 +126,7 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> Iterator[Finding]:
             "",
             f"{len(bad)} of {len(tensors)} tensors hold NaN or infinity: {_some(bad)}",
             "the training diverged: take an earlier checkpoint; a lower learning rate or "
-            "optim_wrapper.clip_grad=dict(max_norm=1) prevents it",
+            "optim_wrapper.clip_grad.max_norm=1 prevents it",
         )
 
 

@@ -9,7 +9,6 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from ..runtime import load_config
 from .checkpoint import check_checkpoint
 from .config_keys import check_keys
 from .config_parts import check_imports, check_parts
@@ -19,6 +18,7 @@ from .findings import ERROR, Finding, Report, guarded, in_one_line
 from .machine import check_folder, check_gpus, check_processor, check_shared_memory
 from .model import build_model, check_classes, check_model, checkpoint_bytes, why_not_built
 from .packages import check_operators
+from .preflight import read_config
 from .quiet import quiet
 from .training import check_batch, check_schedule
 from .weights import check_weights
@@ -32,6 +32,7 @@ def examine(
     checkpoint: str | None,
     *,
     options: Mapping[str, Any] | None = None,
+    data_root: str | None = None,
     workers: int | None = None,
     images: int | None = None,
     bad_files: str | None = None,
@@ -43,6 +44,7 @@ def examine(
         config: the file.
         checkpoint: the file.
         options: ``--cfg-options`` for the config.
+        data_root: folder of the data in place of the config's.
         workers: processes that open images; None: as many as there are cores.
         images: of each dataset, evenly spread; None: all.
         bad_files: to write the names of images to that something is wrong with; None: none.
@@ -55,7 +57,7 @@ def examine(
     if config:
         report.add((), title=f"config {config}")
         with quiet():
-            cfg = _read(report, config, options)
+            cfg = _read(report, config, options, data_root)
     scope = cfg.get("default_scope", "mmengine") if cfg else None
     with quiet(), DefaultScope.overwrite_default_scope(scope):
         if cfg is not None:
@@ -80,14 +82,16 @@ def examine(
             report.add(findings, title=f"checkpoint {checkpoint}")
 
 
-def _read(report: Report, path: str, options: Mapping[str, Any] | None) -> Config | None:
+def _read(
+    report: Report, path: str, options: Mapping[str, Any] | None, data_root: str | None
+) -> Config | None:
     """The config, as far as it can be read; what is wrong with it is reported."""
     try:
+        cfg = Config.fromfile(path)
         try:
-            return load_config(path, options)
+            return read_config(path, options, data_root=data_root)
         except ValueError as error:  # it can be read, and contradicts itself or the options
             report.add([Finding(ERROR, "", str(error))])
-        cfg = Config.fromfile(path)
         cfg.merge_from_dict({k: v for k, v in (options or {}).items() if k.split(".")[0] in cfg})
         return cfg
     except Exception as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..devices import usable_cores
+from ..user_errors import why_unwritable
 from .findings import ERROR, OK, WARNING, Finding, in_one_line
 
 _GIB = 2**30
@@ -123,16 +124,11 @@ def check_folder(folder: str | Path, *, need: int) -> Iterator[Finding]:
         folder: which may not exist yet.
         need: bytes that should be free.
     """
+    if why := why_unwritable(folder):
+        yield Finding(ERROR, str(folder), why, "choose another folder with --work-dir")
+        return
     wanted = Path(folder).absolute()
     there = next(p for p in (wanted, *wanted.parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        yield Finding(
-            ERROR,
-            str(folder),
-            f"cannot be written: {there} is {'read-only for you' if there.is_dir() else 'a file'}",
-            "choose another folder with --work-dir",
-        )
-        return
     free = shutil.disk_usage(there).free
     about = f"{free / _GIB:.1f} GiB free"
     if free < need:

@@ -27,6 +27,7 @@ from fastvit_dense.hand.mesh_files import write_mesh
 from fastvit_dense.hand.predictor import HandPredictor
 from fastvit_dense.hand.speed import random_model
 from fastvit_dense.preview import Preview
+from fastvit_dense.user_errors import end_in_one_line
 
 ROOT = Path(__file__).parents[2]
 T8 = ROOT / "configs/hand/mano_fastvit-t8_8xb32-200e_freihand-224x224.py"
@@ -289,7 +290,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
 
     def call(*arguments: object) -> int:
         monkeypatch.setattr("sys.argv", ["hand_demo.py", *map(str, arguments)])
-        return module.main()
+        return end_in_one_line(module.main)
 
     yield call
 
