@@ -123,8 +123,11 @@ def stages_with_norm(backbone: FastViT) -> list[int]:
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU: Apple's GPU has none. (One after the other: it would convert first.)"""
-    return tensor.cpu().double()
+    """In float64, on the CPU: Apple's GPU has none. (One after the other: it would convert first.)
+
+    A model on the meta device, which has shapes and no data, stays there.
+    """
+    return (tensor if tensor.is_meta else tensor.cpu()).double()
 
 
 def fold_bn(bn: Layer) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The counts of parameters and MACs, by hand and beside the paper's tables."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,10 @@ def test_exit_status_when_a_figure_is_off(tmp_path: Path) -> None:
     script = script.replace(" + segmentor_rows(str(CONFIG))", "")
     file = tmp_path / "verify.py"
     file.write_text(script)
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True)
+    beside = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(file)], capture_output=True, text=True,
+        env=os.environ | dict(PYTHONPATH=beside),
+    )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "OFF, expected 9.99" in done.stdout and "1 of 3 figures are off" in done.stderr
