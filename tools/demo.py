@@ -89,7 +89,7 @@ def run(*command: str) -> None:
         signal.signal(signal.SIGINT, before)
     if status in (CTRL_C, INTERRUPTED, -signal.SIGINT):
         resume = [] if "--resume" in sys.argv else ["--resume"]
-        print(f"demo: stopped. Go on with: {shlex.join(['python', *sys.argv, *resume])}")
+        print(f"\ndemo: stopped. Go on with: {shlex.join(['python', *sys.argv, *resume])}")
     if status:
         raise SystemExit(status if status > 0 else 128 - status)
 
