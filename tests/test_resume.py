@@ -123,8 +123,9 @@ def test_stopped_in_a_validation(folder: Path, tmp_path: Path, name: str) -> Non
     )  # the second, at its first batch
     assert "stopped by SIGTERM after iteration 24" in text
     assert last(tmp_path)["meta"]["iter"] == 24
-    text = train(config, tmp_path, "--resume", stop_val_at=1, status=INTERRUPTED)  # the same one
-    assert "stopped by SIGTERM after iteration 24" in text
+    if name == "epochs":  # then the same one once more
+        text = train(config, tmp_path, "--resume", stop_val_at=1, status=INTERRUPTED)
+        assert "stopped by SIGTERM after iteration 24" in text
     train(config, tmp_path, "--resume")
     assert_same_end(folder / name, tmp_path)
     assert validated(tmp_path) == validated(folder / name) and len(validated(tmp_path)) == 4

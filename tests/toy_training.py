@@ -60,12 +60,13 @@ class ToyModel(BaseModel):
         self.steps = 0
 
     def forward(self, inputs: Tensor, data_samples: list, mode: str = "tensor") -> object:
-        time.sleep(float(os.environ.get(PAUSE, 0)))
         x = torch.stack(list(inputs))
         x = self.ballast(self.drop(self.norm(self.conv(x)).relu()).mean((2, 3)))
+        if mode != "predict":
+            self._happen()
+        time.sleep(float(os.environ.get(PAUSE, 0)))
         if mode == "predict":
             return data_samples
-        self._happen()
         target = np.random.rand() + random.random() + torch.rand(())
         return dict(loss_a=(x - target).square().mean(), loss_b=x.abs().mean())
 
