@@ -23,9 +23,11 @@ from fastvit_dense.interruptions import CTRL_C
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 BOUND = 30  # seconds; what hung, hung for minutes
-# A terminal of its own, and SIGINT as a shell in the foreground leaves it.
+# A terminal of its own, and SIGINT as a shell in the foreground leaves it. Without the shell, the end of
+# the command would be that of the session, which SIGHUP ends.
 IN_TERMINAL = (
     "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
 
@@ -106,18 +108,23 @@ def start(tmp_path: Path) -> Iterator[Start]:
         )
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
+def write_big(path: Path, **options: object) -> Path:
     """A training whose workers have more to write than a pipe holds, whenever Ctrl-C comes."""
-    config = write_config(tmp_path / "toy.py", by_epoch=True, workers=2, epochs=99)
+    config = write_config(path, workers=2, **options)
     with config.open("a") as file:
         file.write(
-            'train_dataloader["dataset"]["ballast"] = 2_000_000\ntrain_cfg["val_interval"] = 1\n'
+            'train_dataloader["dataset"]["ballast"] = 2_000_000\n'
             "val_dataloader.update(num_workers=2, dataset=dict(\n"
             '    type="ToyDataset", length=99, ballast=2_000_000))\n'
             "test_dataloader, test_evaluator, test_cfg = val_dataloader, val_evaluator, dict()\n"
+            'train_cfg["val_interval"] = 1 if train_cfg["by_epoch"] else 24\n'
         )
     return config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_big(tmp_path / "toy.py", by_epoch=True, epochs=99)
 
 
 def assert_saved(run: Terminal, work_dir: Path, *, of: int = 1) -> str:
@@ -130,18 +137,17 @@ def assert_saved(run: Terminal, work_dir: Path, *, of: int = 1) -> str:
     return run.text.rstrip().splitlines()[-1]
 
 
-def test_training(start: Start, config: Path, tmp_path: Path) -> None:
+def test_training(start: Start, tmp_path: Path) -> None:
     # It takes nine more batches to the end of the step, of which workers have four.
-    command = ["tools/train.py", config, "--work-dir", tmp_path / "run", "--cfg-options",
-               "train_cfg.val_interval=9", "optim_wrapper.accumulative_counts=12"]  # fmt: skip
+    config = write_big(tmp_path / "toy.py", by_epoch=False, accumulate=12)
+    command = ["tools/train.py", config, "--work-dir", tmp_path / "run"]
     run = start(*command)
     run.wait_for("[1][3/6]")
     run.ctrl_c()
     assert run.status() == CTRL_C
     line = assert_saved(run, tmp_path / "run")
-    assert "after iteration 12;" in line
+    assert "after iteration 12;" in line and "Traceback" not in run.text
     assert line.endswith(f"Go on with: python {' '.join(map(str, command))} --resume")
-    assert "Traceback" not in run.text
 
 
 def test_second_ctrl_c(start: Start, config: Path, tmp_path: Path) -> None:
