@@ -68,11 +68,13 @@ def load_config(
         FileNotFoundError: there is no such config.
         ValueError: an override names a key that the config does not have, or an evaluator reads other
             annotations than its dataset.
+        ImportError: mmcv is compiled, and for another torch.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(
             f"config {path!r} does not exist; configs/ holds those of the project"
         )
+    mmcv_ops.require_loadable()  # the config's custom_imports would not say why they fail
     cfg = Config.fromfile(path)
     for key in options or {}:
         top = key.split(".")[0]
