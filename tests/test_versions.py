@@ -29,8 +29,8 @@ def test_the_installed_torchvision_belongs_to_the_installed_torch():
     operator, version = re.fullmatch(r"torch\s*\(?([=>]=)([\d.]+)\)?", needed).groups()
     installed = metadata.version("torchvision").split("+")[0]
     wanted = versions.torchvision_for(torch.__version__)
-    minor = installed.split(".")[1]
-    assert wanted == (f"==0.{minor}.*" if operator == "==" and version < "2.14" else ">=0.29.1,<1")
+    is_fixed = operator == "==" and int(version.split(".")[1]) < 14
+    assert wanted == (f"==0.{installed.split('.')[1]}.*" if is_fixed else ">=0.29.1,<1")
     # The versions say nothing against them: what is left is the reason that importing gave.
     assert "cannot be used" in versions.explain_torchvision("some reason\nmore")[0]
 

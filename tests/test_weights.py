@@ -432,7 +432,9 @@ def test_training_arguments_beside_the_weights(classifier: nn.Module, site: Site
         torch.load(path, weights_only=True)
     torch.save(classifier.state_dict(), "model.pth")
     expected = backbone_from("model.pth")
-    with torch.serialization.safe_globals([argparse.Namespace]):  # as timm reads it, and then takes it back
+    with torch.serialization.safe_globals(
+        [argparse.Namespace]
+    ):  # as timm reads it, and then takes it back
         torch.load(path, weights_only=True)
     for checkpoint in (path, site.put("/model_best.pth.tar", Path(path))):
         found = backbone_from(checkpoint)
