@@ -1,4 +1,4 @@
-# One command each, on a machine with python3 (3.10 to 3.12), pip, make and git. `make help` lists them.
+# One command each, on a machine with python3 (3.10 to 3.14), pip, make and git. `make help` lists them.
 # PYTHON=... chooses an interpreter, VENV=... another place for the environment.
 SHELL := /bin/bash
 .DEFAULT_GOAL := setup
@@ -13,7 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # place, since an environment holds absolute paths.
 STAMP := $(VENV)/installed-$(shell { pwd; cat requirements/lock.txt setup.py; } | cksum | cut -d' ' -f1)
 
-SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10 python3.14)
+SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))
 
 .PHONY: setup demo demo-seg demo-hand test test-gpu lint format clean help
 
@@ -48,21 +49,21 @@ format: $(STAMP) ## put the code into the checked format
 
 clean: ## remove the environment and caches
 	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
-	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build .nox *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # Written last, so that an interrupted installation is taken up again.
 $(STAMP):
 	@set -euo pipefail; \
 	if ! $(PY) -c '$(SUITABLE)' 2>/dev/null; then \
 	  found=; python=; \
-	  for name in $(or $(PYTHON),python3 python3.12 python3.11 python3.10); do \
+	  for name in $(PYTHONS); do \
 	    version=$$($$name -c 'import platform; print(platform.python_version())' 2>/dev/null) || continue; \
 	    found="$$found $$name is $$version;"; \
 	    if $$name -c '$(SUITABLE)'; then python=$$name; break; fi; \
 	  done; \
 	  if [ -z "$$python" ]; then \
-	    echo "error: Python 3.10, 3.11 or 3.12 is needed. Found:$${found:- none of $(or $(PYTHON),python3 python3.12 python3.11 python3.10)}" >&2; \
-	    echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; \
+	    echo "error: Python 3.10 to 3.14 is needed. Found:$${found:- none of $(PYTHONS)}" >&2; \
+	    echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.13" >&2; exit 1; \
 	  fi; \
 	  echo "== creating $(VENV) with $$python ($$version)"; \
 	  if [ -e $(VENV) ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \

@@ -78,7 +78,7 @@ setup(
     version=version(),
     description="Object detection, segmentation and hand meshes on FastViT backbones",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.15",
     packages=find_packages(include=["fastvit_dense", "fastvit_dense.*"]),
     py_modules=["fastvit_dense_mmcv_hook"],
     # Spelled out, it makes an editable install one line of path, which type checkers follow too.

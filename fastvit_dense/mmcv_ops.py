@@ -13,6 +13,7 @@ Shapes: N images, C channels, (H, W) feature map, R rois, (PH, PW) pooled size, 
 """
 
 import ctypes
+import pkgutil
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -27,13 +28,17 @@ from torch import Tensor
 
 from fastvit_dense_mmcv_hook import MmcvExtFinder, install
 
-__all__ = ["accept_low_precision", "describe", "fill", "install"]
+__all__ = ["accept_low_precision", "describe", "fill", "install", "require_loadable"]
 
 CURE = (
     "Install mmcv with its compiled operators instead: `pip uninstall mmcv-lite`, then "
     "`MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0`, which needs a C++ compiler "
     "(and nvcc for CUDA), ninja and setuptools<81."
 )
+
+# Python 3.14 no longer has it; mmengine 0.10.7 and mmcv 2.1.0 ask it whether ``mmcv._ext`` is there.
+if not hasattr(pkgutil, "find_loader"):
+    setattr(pkgutil, "find_loader", find_spec)  # noqa: B010
 
 # What the CUDA kernels of mmcv use as the smallest probability, in float64 too.
 FLT_MIN = torch.finfo(torch.float32).tiny
@@ -54,6 +59,24 @@ def describe() -> str:
     import mmcv
 
     return f"mmcv operators: compiled, mmcv {mmcv.__version__} ({spec.origin})"
+
+
+def require_loadable() -> None:
+    """Load mmcv's operators, if there are any.
+
+    Raises:
+        ImportError: they are compiled, and for another torch than this one. One line.
+    """
+    if describe().startswith("mmcv operators: compiled"):
+        try:
+            import_module("mmcv._ext")
+        except ImportError as error:
+            raise ImportError(
+                f"mmcv's compiled operators cannot be loaded with torch {torch.__version__} ({error}): "
+                "they were built for another one. Build them again: `MMCV_WITH_OPS=1 pip install "
+                "--force-reinstall --no-deps --no-cache-dir --no-build-isolation mmcv==2.1.0`; or do "
+                "without: `pip uninstall mmcv`, then `pip install mmcv-lite==2.1.0`"
+            ) from error
 
 
 def accept_low_precision() -> None:

@@ -70,6 +70,7 @@ def load_config(
         FileNotFoundError: there is no such config.
         ValueError: the file is no config; an override names a key that the config does not have, or a
             place in a list that is not there; an evaluator reads other annotations than its dataset.
+        ImportError: mmcv is compiled, and for another torch.
     """
     return override(read_config_file(path), path, options, work_dir=work_dir, launcher=launcher)
 
@@ -119,6 +120,7 @@ def read_config_file(path: str) -> Config:
         raise ValueError(
             f"config {path!r} is no config file (.py): the config comes first, then the checkpoint"
         )
+    mmcv_ops.require_loadable()  # the config's custom_imports would not say why they fail
     try:
         return Config.fromfile(path)
     except SyntaxError as e:

@@ -325,6 +325,11 @@ def allow_own_checkpoints() -> None:
     ``getattr``; what stands in for that answers for those methods alone. The check itself stays on.
     """
     scalars = {type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, bool)}
+    # What numpy pickles an array and a scalar by; numpy 1 and 2 name the module differently, and each is to
+    # read what the other has written.
+    values: tuple[Any, ...] = (np.zeros(0), np.float64(0))
+    functions = [value.__reduce__()[0] for value in values]
+    modules = "numpy.core.multiarray", "numpy._core.multiarray"
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
@@ -332,8 +337,7 @@ def allow_own_checkpoints() -> None:
             (_history_buffer_method, "__builtin__.getattr"),
             np.ndarray,
             np.dtype,
-            np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-            np._core.multiarray.scalar,  # type: ignore[attr-defined]
+            *((f, f"{module}.{f.__name__}") for f in functions for module in modules),
             *scalars,
         ]
     )

@@ -269,7 +269,8 @@ def test_pickled_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.save({"state_dict": Payload()}, "evil2.pth")
     for name in ("evil.pth", "evil2.pth"):
         with pytest.raises(
-            ValueError, match="holds more than plain data .*: GLOBAL pathlib.Path. Save"
+            ValueError,
+            match=r"holds more than plain data .*: GLOBAL pathlib(\._local)?\.Path\. Save",
         ):
             load_pretrained(FastViT("t8"), name)
     assert not Path("ran-code").exists()

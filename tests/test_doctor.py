@@ -408,7 +408,7 @@ def test_images_of_detection(data: Path, flat: dict) -> None:
 def test_many_of_a_kind_are_one_finding(data: Path, flat: dict) -> None:
     images = sorted((data / "coco/val2017").iterdir())
     for image in images:
-        spoil(image, 0.5)
+        spoil(image, 0.9)  # of less, some versions of OpenCV make nothing at all
     report = found_in_data(flat[DET], det_data(data))
     where = "val_dataloader.dataset"
     has(report, ERROR, where, "20 of 20 images", "and 17 more", "--bad-files")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import timm
 import torch
@@ -194,6 +195,20 @@ def test_every_scheme_of_mmengine_has_our_loader() -> None:
     assert len(CheckpointLoader._schemes) >= 12 and not others
     with pytest.raises(ValueError, match="pavi:// is not read here"):
         read_content("pavi://x.pth")
+
+
+@pytest.mark.parametrize("written", ["numpy.core", "numpy._core"])
+def test_arrays_of_either_numpy(written: str, tmp_path: Path) -> None:
+    """They are pickled by the name of a module that numpy 2 has renamed."""
+    path = tmp_path / "run.pth"
+    content = {"score": np.float64(0.5), "counts": np.arange(3)}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    here = np.float64(0).__reduce__()[0].__module__.removesuffix(".multiarray")
+    pickled = path.read_bytes()
+    assert pickled.count(f"c{here}.".encode()) >= 2
+    path.write_bytes(pickled.replace(f"c{here}.".encode(), f"c{written}.".encode()))
+    read = read_content(str(path))
+    assert read["score"] == 0.5 and read["counts"].tolist() == [0, 1, 2]
 
 
 def test_resuming_does_not_run_the_config_of_old_checkpoints(site: Site) -> None:
@@ -420,7 +435,10 @@ def test_training_arguments_beside_the_weights(classifier: nn.Module, site: Site
         torch.load(path, weights_only=True)
     torch.save(classifier.state_dict(), "model.pth")
     expected = backbone_from("model.pth")
-    timm.models.load_state_dict(path)  # which allows a Namespace, and then takes that back
+    with torch.serialization.safe_globals(
+        [argparse.Namespace]
+    ):  # as timm reads it, and then takes it back
+        torch.load(path, weights_only=True)
     for checkpoint in (path, site.put("/model_best.pth.tar", Path(path))):
         found = backbone_from(checkpoint)
         assert all(torch.equal(v, expected[k]) for k, v in found.items())

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module, metadata
 from importlib.util import find_spec
 
+from ..versions import explain_torchvision
 from .findings import ERROR, OK, WARNING, Finding, in_one_line
 
 # Distributions that are imported to see whether they work, and what they are imported as.
@@ -19,6 +20,13 @@ _IMPORTED = {
 # Extras by the distribution without which there is nothing to check of them.
 _EXTRAS = {"det": "mmdet", "seg": "mmsegmentation", "hand": "trimesh"}
 _TASKS = {"det": "detection", "seg": "segmentation", "hand": "meshes of hands in files"}
+# What serves in place of another: compiled mmcv is as good, and OpenCV comes in four distributions.
+_SERVING = {
+    "mmcv-lite": ("mmcv",),
+    "opencv-python": (
+        "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless",
+    ),
+}  # fmt: skip
 # Pairs that write the same files.
 _RIVALS = (("opencv-python", "opencv-python-headless"), ("mmcv", "mmcv-lite"))
 
@@ -51,8 +59,8 @@ def _version(name: str) -> str:
 
 
 def _serving(name: str) -> str:
-    """The distribution that serves for another: compiled mmcv is as good as mmcv-lite."""
-    return "mmcv" if name == "mmcv-lite" and not _version(name) else name
+    """The distribution that is installed for another; that one itself, if none is."""
+    return next((n for n in (name, *_SERVING.get(name, ())) if _version(n)), name)
 
 
 def _check_versions() -> Iterator[Finding]:
@@ -102,8 +110,10 @@ def _check_imports() -> Iterator[Finding]:
         except Exception as error:
             failures.setdefault(in_one_line(error), []).append(f"{module} {version}")
     for reason, modules in failures.items():
-        what = f"cannot be imported: {reason}"
-        yield Finding(ERROR, ", ".join(modules), what, _import_cure(modules[0]))
+        what, cure = f"cannot be imported: {reason}", _import_cure(modules[0])
+        if modules[0].startswith("torchvision"):
+            what, cure = explain_torchvision(reason)
+        yield Finding(ERROR, ", ".join(modules), what, cure)
     absent = [
         f"no {name} (for {_TASKS[extra]}: pip install -e '.[{extra}]')"
         for extra, name in _EXTRAS.items()
@@ -121,8 +131,6 @@ def _use_torchvision() -> None:
 
 def _import_cure(module: str) -> str:
     name = module.split()[0]
-    if name == "torchvision":
-        return "torch and torchvision come in pairs: install both as requirements/base.txt says"
     if find_spec("pkg_resources") is None:
         return "pkg_resources is missing, which mmengine needs: pip install 'setuptools>=77,<80.9'"
     return f"install {name} again, in the version that requirements/*.txt names, or run `make`"
@@ -132,6 +140,11 @@ def check_operators() -> Iterator[Finding]:
     """Which of mmcv's operators this process uses."""
     from .. import mmcv_ops
 
+    try:
+        mmcv_ops.require_loadable()
+    except ImportError as error:
+        yield Finding(ERROR, "", str(error))
+        return
     text = mmcv_ops.describe()
     if "none" in text:
         cure = "pip install -e '.[det]'"
