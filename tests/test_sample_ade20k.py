@@ -12,6 +12,7 @@ from scipy import ndimage
 from fastvit_dense.regions import CLASSES, draw_picture
 from fastvit_dense.sample_data import write_ade20k
 from fastvit_dense.textures import HUES, TEXTURES
+from fastvit_dense.user_errors import end_in_one_line
 
 ROOT = Path(__file__).parent.parent
 SPLITS = {"training": ("train", 44), "validation": ("val", 20)}
@@ -199,7 +200,11 @@ def test_nothing_is_overwritten_by_accident(tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    command = runpy.run_path(str(ROOT / "tools" / "sample_data.py"))["main"]
+    main = runpy.run_path(str(ROOT / "tools" / "sample_data.py"))["main"]
+
+    def command(options: list[str]) -> int:
+        return end_in_one_line(lambda: main(options))
+
     options = ["--train", "2", "--val", "1", "--seed", "5", "--size", "128"]
     assert command(["ade20k", str(tmp_path / "a"), *options]) == 0
     assert "2 training and 1 held-out" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from fastvit_dense.hand.sample_freihand import write_freihand
 from fastvit_dense.hand.synthetic import synthetic_hand, wrist_opening
 from fastvit_dense.hand.synthetic_arm import draw_arm
 from fastvit_dense.hand.synthetic_scene import Scene, sample_annotation
+from fastvit_dense.user_errors import end_in_one_line
 
 ROOT = Path(__file__).parents[2]
 TRAIN, VAL = 12, 5
@@ -266,7 +267,11 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = runpy.run_path(str(ROOT / "tools" / "sample_data.py"))["main"]
+    main = runpy.run_path(str(ROOT / "tools" / "sample_data.py"))["main"]
+
+    def command(options: list[str]) -> int:
+        return end_in_one_line(lambda: main(options))
+
     options = ["freihand", str(tmp_path / "a"), "--train", "2", "--val", "1", "--seed", "5"]
     assert command(options) == 0
     assert f"wrote 2 training and 1 held-out hands to {tmp_path}" in capsys.readouterr().out
