@@ -393,8 +393,7 @@ class Runner(MMEngineRunner):
         format: here, since the wrapper lays out its gradient buckets by the weights.
         """
         if self.cfg.get("channels_last"):
-            # torch documents the argument, its stubs lack it.
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
             return MMDistributedDataParallel(
                 module=revert_sync_batchnorm(model),  # SyncBN needs a GPU
