@@ -127,7 +127,7 @@ def exact(tensor: Tensor) -> Tensor:
 
     A model on the meta device, which has shapes and no data, stays there.
     """
-    return (tensor if tensor.is_meta else tensor.cpu()).double()
+    return (tensor if tensor.device.type == "meta" else tensor.cpu()).double()
 
 
 def fold_bn(bn: Layer) -> tuple[Tensor, Tensor]:
