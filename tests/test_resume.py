@@ -158,7 +158,7 @@ def test_nan_stops_with_names_and_keeps_checkpoints(folder: Path, tmp_path: Path
         (folder / "iterations.py").read_text()
         + 'train_dataloader["dataset"]["poison"] = 5\ntrain_cfg["max_iters"] = 70\n'
     )
-    text = train(config, work_dir, "--resume", status=1)
+    text = train(config, work_dir, "--resume", status=2)
     assert "is not finite: loss nan, loss_a nan, loss_b nan" in text and "image_5.jpg" in text
     assert last(work_dir)["meta"]["iter"] >= 48
     for path in work_dir.glob("*.pth"):
