@@ -172,6 +172,8 @@ def detectors(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
         else:
             cfg = Config.fromfile(path)
         cfg.model.backbone.init_cfg = None
+        if "pretrained" in cfg.model:  # mmseg's configs name the backbone's weights there
+            cfg.model.pretrained = None
         cfg.model._scope_ = cfg.get("default_scope", "mmengine")
         cfg.model._imports_ = cfg.get("custom_imports", {}).get("imports", [])
         if cfg.model.type == "HandMeshModel":

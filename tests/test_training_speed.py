@@ -48,7 +48,9 @@ def test_a_step_trains(model: dict, change: dict) -> None:
     assert_trains(Trainee(model, WORK._replace(**change)))
 
 
-@pytest.mark.parametrize("config", [SEGMENTOR, HANDS])
+@pytest.mark.parametrize(
+    "config", [SEGMENTOR, HANDS, "mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py"]
+)
 def test_a_step_of_the_other_tasks_trains(config: str) -> None:
     (model,) = detectors([config]).values()
     assert_trains(Trainee(model, WORK._replace(batch=2, shape=(64, 64))))
