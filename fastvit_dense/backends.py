@@ -8,6 +8,7 @@ import importlib
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,15 +158,7 @@ def versions(backends: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _eager(model: nn.Module, image: Tensor, setting: Setting) -> Run:
-    return _in_torch(model, image, setting, torch.channels_last)
-
-
-def _eager_nchw(model: nn.Module, image: Tensor, setting: Setting) -> Run:
-    return _in_torch(model, image, setting, torch.contiguous_format)
-
-
-def _in_torch(
+def _eager(
     model: nn.Module,
     image: Tensor,
     setting: Setting,
@@ -203,15 +196,7 @@ def _forward(
     return forward
 
 
-def _cuda_graph(model: nn.Module, image: Tensor, setting: Setting) -> Run:
-    return _captured(model, image, setting, torch.channels_last)
-
-
-def _cuda_graph_nchw(model: nn.Module, image: Tensor, setting: Setting) -> Run:
-    return _captured(model, image, setting, torch.contiguous_format)
-
-
-def _captured(
+def _cuda_graph(
     model: nn.Module, image: Tensor, setting: Setting, memory_format: torch.memory_format
 ) -> Run:
     """Eager kernels without PyTorch's time to launch them: recorded once, then replayed as one."""
@@ -256,7 +241,7 @@ def _compile(model: nn.Module, image: Tensor, setting: Setting) -> Run:
             raise Unavailable(f"this torch.compile has no option {', '.join(sorted(unknown))}")
         return torch.compile(model, options=options)
 
-    run = _in_torch(model, image, setting, torch.channels_last, wrap)
+    run = _eager(model, image, setting, torch.channels_last, wrap)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what could be faster elsewhere
@@ -407,10 +392,12 @@ def _tensorrt(model: nn.Module, image: Tensor, setting: Setting) -> Run:
 
 
 BACKENDS: dict[str, Callable[[nn.Module, Tensor, Setting], Run]] = {
-    "eager": _eager,  # channels_last, the faster memory format
-    "eager-nchw": _eager_nchw,
-    "cuda-graph": _cuda_graph,  # eager's kernels, replayed
-    "cuda-graph-nchw": _cuda_graph_nchw,
+    "eager": partial(_eager, memory_format=torch.channels_last),  # the faster one
+    "eager-nchw": partial(_eager, memory_format=torch.contiguous_format),
+    "cuda-graph": partial(
+        _cuda_graph, memory_format=torch.channels_last
+    ),  # eager's kernels, replayed
+    "cuda-graph-nchw": partial(_cuda_graph, memory_format=torch.contiguous_format),
     "compile": _compile,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
