@@ -1,6 +1,7 @@
 """Checkpoints by path, URL and other schemes: read as plain data, whoever asks, and kept only if whole."""
 
 import argparse
+import itertools
 import os
 import pickle
 import socket
@@ -116,9 +117,14 @@ def into_other_module(url: str) -> None:
     module.init_weights()
 
 
+COUNT = itertools.count()
+
+
 def by_runner(url: str | None, *, resume: bool = False) -> Runner:
     cfg = load_config(str(write_config(Path("toy.py"), by_epoch=True, epochs=2)), work_dir="run")
-    cfg.update(load_from=url, resume=resume, experiment_name=f"{url} {resume}")
+    # A name of its own: mmengine keeps one logger per name and second, and warns of a second one.
+    name = f"{url} {resume} {next(COUNT)}"
+    cfg.update(load_from=url, resume=resume, experiment_name=name)
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner
