@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # The stamp carries the content of what it stands for, since a checkout changes times at will, and the
 # place, since an environment holds absolute paths.
-STAMP := $(VENV)/installed-$(shell { pwd; cat requirements/lock.txt setup.py; } | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/installed-$(shell { pwd; cat requirements/lock.txt setup.py fastvit_dense/compat/hook.py; } | cksum | cut -d' ' -f1)
 
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10 python3.14)
 SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))

@@ -2,7 +2,7 @@
 
 OpenMMLab's own programs import mmdet, and with it mmcv's compiled operators, before they could know
 of this package. The .pth file makes every interpreter of the environment able to find our stand-in
-for them (fastvit_dense/mmcv_ops.py); it imports nothing but fastvit_dense_mmcv_hook.
+for them (fastvit_dense/compat/mmcv_ops.py): it holds the text of fastvit_dense/compat/hook.py.
 """
 
 import base64
@@ -18,12 +18,9 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 
 PTH_NAME = "fastvit_dense_mmcv.pth"
-# Python runs a line of a .pth file that begins with `import`, by itself, hence the exec. It stays
-# silent where the hook is gone, as after the checkout of an editable install was deleted.
-PTH_LINE = (
-    'import sys; exec("try:\\n import fastvit_dense_mmcv_hook as hook\\n'
-    'except ImportError:\\n pass\\nelse:\\n hook.install()")\n'
-)
+# Python runs a line of a .pth file that begins with `import`, by itself; the text gets its own globals.
+HOOK = (ROOT / "fastvit_dense/compat/hook.py").read_text(encoding="utf-8")
+PTH_LINE = f"import sys; exec({HOOK!r}, {{'__name__': 'fastvit_dense.compat.hook'}})\n"
 
 
 def version() -> str:
@@ -80,7 +77,6 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.15",
     packages=find_packages(include=["fastvit_dense", "fastvit_dense.*"]),
-    py_modules=["fastvit_dense_mmcv_hook"],
     # Spelled out, it makes an editable install one line of path, which type checkers follow too.
     package_dir={"": "."},
     install_requires=requirements("base"),

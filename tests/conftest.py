@@ -12,9 +12,10 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from fastvit_dense.deploy.compare import randomise_statistics as randomise
+
 # The package registers FastViT and serves mmcv's operators.
-from fastvit_dense.hand.topology import PARENTS
-from fastvit_dense.random_statistics import randomise_statistics as randomise
+from fastvit_dense.hand.mano.topology import PARENTS
 
 __all__ = ["follow_chain", "randomise", "run_tool", "stated_size"]
 

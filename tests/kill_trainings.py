@@ -21,8 +21,8 @@ from toy_training import BEGUN, STOP_AT, write_config
 from tqdm import tqdm
 
 import fastvit_dense  # noqa: F401  (what checkpoints may hold)
-from fastvit_dense.checkpoint_files import UNFINISHED
-from fastvit_dense.strict_loading import read_checkpoint
+from fastvit_dense.engine.models import read_checkpoint
+from fastvit_dense.io.files import UNFINISHED
 
 ROOT = Path(__file__).parents[1]
 PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])

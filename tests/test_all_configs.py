@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from conftest import ROOT as REPOSITORY
 
-ROOT = Path(__file__).parents[1] / "configs"
+ROOT = REPOSITORY / "configs"
 CONFIGS = sorted(ROOT.rglob("*.py"))
 REFERENCES = {
     "mask-rcnn_fastvit-sa12_fpn_1x_coco", "mask-rcnn_fastvit-sa12_fpn_3x-lsj_coco",

@@ -26,10 +26,11 @@ from torch import nn
 
 from fastvit_dense.doctor.quiet import quiet
 from fastvit_dense.doctor.reading import Unread, read_all
-from fastvit_dense.sample_data import write_ade20k, write_coco
-from fastvit_dense.stored_config import read_stored_config
-from fastvit_dense.strict_loading import read_checkpoint
-from fastvit_dense.weights import read_content
+from fastvit_dense.engine.config import read_stored_config
+from fastvit_dense.engine.models import read_checkpoint
+from fastvit_dense.io.weights import read_content
+from fastvit_dense.synthetic.ade20k import write_ade20k
+from fastvit_dense.synthetic.coco import write_coco
 
 CASES, FIRST = int(os.environ.get("FUZZ", 500)), int(os.environ.get("FUZZ_FROM", 0))
 SECONDS = 10.0  # a case; most take milliseconds
@@ -124,7 +125,7 @@ CLASSES = ("disc", "square", "triangle", "star", "ring")
 
 def test_coco(tmp_path: Path) -> None:
     pytest.importorskip("mmdet")
-    from fastvit_dense.coco import CheckedCocoDataset
+    from fastvit_dense.det.coco import CheckedCocoDataset
 
     root = write_coco(tmp_path / "coco", train=12, val=1, size=64)
 
@@ -157,8 +158,8 @@ def test_coco(tmp_path: Path) -> None:
 
 def test_label_images(tmp_path: Path) -> None:
     pytest.importorskip("mmseg")
-    import fastvit_dense.images  # noqa: F401
-    from fastvit_dense.seg_data import CheckedADE20KDataset
+    import fastvit_dense.compat.transforms  # noqa: F401
+    from fastvit_dense.seg.datasets import CheckedADE20KDataset
 
     root = write_ade20k(tmp_path / "ade", train=1, val=1, size=128)
     photograph = next((root / "images/training").iterdir())
@@ -198,8 +199,8 @@ def write_hands(root: Path, hands: int) -> None:
 
 @pytest.mark.parametrize("name", ["K", "scale", "xyz", "verts"])
 def test_freihand(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastvit_dense.hand import json_arrays
-    from fastvit_dense.hand.annotations import Annotations, read_annotations
+    from fastvit_dense.hand import freihand as json_arrays
+    from fastvit_dense.hand.freihand import Annotations, read_annotations
 
     monkeypatch.setattr(json_arrays, "_CACHE_FROM", 0)  # a cache for files as small as these
     root = tmp_path / "hands"

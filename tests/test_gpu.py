@@ -5,25 +5,24 @@ right.
 """
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import randomise
+from conftest import ROOT, randomise
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from fastvit_dense import ARCHS, FastViT, reparameterize
-from fastvit_dense.hand.data_sample import HandDataSample
+from fastvit_dense.engine.config import load_config
+from fastvit_dense.engine.resume import capture, restore, seeded
+from fastvit_dense.hand.model import HandDataSample
 from fastvit_dense.hand.predictor import HandPredictor
-from fastvit_dense.random_states import capture, restore, seeded
-from fastvit_dense.runtime import load_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 pytestmark = pytest.mark.gpu
 
 

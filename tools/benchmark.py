@@ -19,19 +19,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 
-from fastvit_dense import part_times  # noqa: E402
-from fastvit_dense.backends import BACKENDS, DTYPES, Setting, configure  # noqa: E402
-from fastvit_dense.contestants import line_up  # noqa: E402
-from fastvit_dense.devices import check_device  # noqa: E402
-from fastvit_dense.latency import measure  # noqa: E402
-from fastvit_dense.latency_report import (  # noqa: E402
-    check_reference,
-    environment,
-    plot,
-    table,
-    write_json,
-)
-from fastvit_dense.user_errors import end_in_one_line  # noqa: E402
+from fastvit_dense.benchmark import model as part_times  # noqa: E402
+from fastvit_dense.benchmark.baselines import line_up  # noqa: E402
+from fastvit_dense.benchmark.report import check_reference, environment, plot, table, write_json  # noqa: E402
+from fastvit_dense.benchmark.timing import measure  # noqa: E402
+from fastvit_dense.deploy.runtimes import BACKENDS, DTYPES, Setting, configure  # noqa: E402
+from fastvit_dense.engine.devices import check_device  # noqa: E402
+from fastvit_dense.engine.errors import end_in_one_line  # noqa: E402
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 
-from fastvit_dense.backends import BACKENDS, configure  # noqa: E402
-from fastvit_dense.devices import check_device  # noqa: E402
-from fastvit_dense.hand.speed import SHAPE, measure, table, write_json  # noqa: E402
-from fastvit_dense.latency_report import environment  # noqa: E402
-from fastvit_dense.user_errors import end_in_one_line  # noqa: E402
+from fastvit_dense.benchmark.hand import SHAPE, measure, table, write_json  # noqa: E402
+from fastvit_dense.benchmark.report import environment  # noqa: E402
+from fastvit_dense.deploy.runtimes import BACKENDS, configure  # noqa: E402
+from fastvit_dense.engine.devices import check_device  # noqa: E402
+from fastvit_dense.engine.errors import end_in_one_line  # noqa: E402
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ import sys
 import torch
 
 import fastvit_dense
-from fastvit_dense import mmcv_ops
-from fastvit_dense.devices import check_device
-from fastvit_dense.frames import open_input
-from fastvit_dense.inference_speed import measure_steps, table
-from fastvit_dense.training_speed import device_name
-from fastvit_dense.user_errors import end_in_one_line
+from fastvit_dense.benchmark.model import measure_steps, step_table
+from fastvit_dense.benchmark.training import device_name
+from fastvit_dense.compat import mmcv_ops
+from fastvit_dense.engine.devices import check_device
+from fastvit_dense.engine.errors import end_in_one_line
+from fastvit_dense.io.media import open_input
 
 CONFIG = "configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py"
 
@@ -51,7 +51,7 @@ def main() -> None:
         f"{device_name(args.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{mmcv_ops.describe()}\n{args.config}, {'fused' if args.fuse else 'not fused'}\n"
     )
-    print(table(seconds))
+    print(step_table(seconds))
 
 
 if __name__ == "__main__":

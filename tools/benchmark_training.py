@@ -11,11 +11,11 @@ import sys
 
 import torch
 
-from fastvit_dense import mmcv_ops
-from fastvit_dense.backends import arithmetic
-from fastvit_dense.devices import check_device
-from fastvit_dense.training_speed import Workload, detectors, device_name, measure, table
-from fastvit_dense.user_errors import end_in_one_line
+from fastvit_dense.benchmark.training import Workload, detectors, device_name, measure, table
+from fastvit_dense.compat import mmcv_ops
+from fastvit_dense.deploy.runtimes import arithmetic
+from fastvit_dense.engine.devices import check_device
+from fastvit_dense.engine.errors import end_in_one_line
 
 CONFIGS = [
     "configs/det/mask-rcnn_fastvit-sa12_fpn_1x_coco.py",

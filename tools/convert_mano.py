@@ -9,8 +9,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from fastvit_dense.hand.mano_file import load_mano, save_mano
-from fastvit_dense.user_errors import end_in_one_line
+from fastvit_dense.engine.errors import end_in_one_line
+from fastvit_dense.hand.mano.file import load_mano, save_mano
 
 
 def main() -> None:

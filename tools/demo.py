@@ -17,8 +17,8 @@ from typing import NamedTuple
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
 
-from fastvit_dense.interruptions import CTRL_C, INTERRUPTED
-from fastvit_dense.report import contact_sheet, plot_training, read_scalars
+from fastvit_dense.benchmark.report import contact_sheet, plot_training, read_scalars
+from fastvit_dense.engine.preemption import CTRL_C, INTERRUPTED
 
 
 class Demo(NamedTuple):
@@ -47,7 +47,7 @@ class Demo(NamedTuple):
 
 def mean_hand_figure(data: str) -> str:
     """What the best constant prediction gives: what a model that sees nothing would reach."""
-    from fastvit_dense.hand.annotations import read_annotations
+    from fastvit_dense.hand.freihand import read_annotations
     from fastvit_dense.hand.metric import mean_hand, template_error
 
     training, held_out = (

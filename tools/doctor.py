@@ -50,7 +50,7 @@ def import_package() -> str:
     Then an empty package stands in for it, out of which the checks of the environment still work.
     """
     try:
-        importlib.import_module("fastvit_dense.runtime")
+        importlib.import_module("fastvit_dense.engine.runner")
     except Exception as error:
         package = ModuleType("fastvit_dense")
         package.__path__ = [str(Path(__file__).resolve().parents[1] / "fastvit_dense")]

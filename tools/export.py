@@ -8,8 +8,8 @@ import _environment  # noqa: F401
 import argparse
 import sys
 
-from fastvit_dense.export import export_model, load_model
-from fastvit_dense.user_errors import end_in_one_line
+from fastvit_dense.deploy.export import export_model, load_model
+from fastvit_dense.engine.errors import end_in_one_line
 
 
 def parse_args() -> argparse.Namespace:

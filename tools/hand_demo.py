@@ -14,9 +14,9 @@ import sys
 # Idle OpenMP threads that spin slow down whatever else runs on the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from fastvit_dense.hand.hand_demo import read_intrinsics, run_demo  # noqa: E402
-from fastvit_dense.hand.mesh_files import FORMATS  # noqa: E402
-from fastvit_dense.user_errors import end_in_one_line  # noqa: E402
+from fastvit_dense.engine.errors import end_in_one_line  # noqa: E402
+from fastvit_dense.hand.demo import read_intrinsics, run_demo  # noqa: E402
+from fastvit_dense.hand.visualization import FORMATS  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

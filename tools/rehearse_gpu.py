@@ -372,7 +372,7 @@ def write_accuracy(r: Rehearsal) -> Result:
     batch, workers = (2, 1) if r.small else (16, 8)
     for name, (backbone, channels) in backbones.items():
         (r.out / f"accuracy-{name}.py").write_text(f"""_base_ = {str(base)!r}
-custom_imports = dict(imports=["fastvit_dense", "fastvit_dense.coco", "mmseg.models"])
+custom_imports = dict(imports=["fastvit_dense", "fastvit_dense.det.coco", "mmseg.models"])
 data_root = {f"{data}/"!r}
 model = dict(backbone={backbone}, neck=dict(in_channels={channels}))
 train_dataloader = dict(batch_size={batch}, num_workers={workers}, dataset=dict(data_root=data_root))

@@ -8,8 +8,8 @@ import _environment  # noqa: F401
 import argparse
 import sys
 
-from fastvit_dense.deploy import fuse_checkpoint
-from fastvit_dense.user_errors import end_in_one_line
+from fastvit_dense.deploy.fuse import fuse_checkpoint
+from fastvit_dense.engine.errors import end_in_one_line
 
 
 def main() -> None:

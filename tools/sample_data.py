@@ -13,9 +13,10 @@ import signal
 import sys
 
 try:
-    from fastvit_dense import sample_data
-    from fastvit_dense.hand.sample_freihand import POSES, write_freihand
-    from fastvit_dense.user_errors import end_in_one_line
+    from fastvit_dense.engine.errors import end_in_one_line
+    from fastvit_dense.synthetic import ade20k as ade20k_data
+    from fastvit_dense.synthetic import coco as sample_data
+    from fastvit_dense.synthetic.freihand import POSES, write_freihand
 except KeyboardInterrupt:
     sys.exit(128 + signal.SIGINT)
 
@@ -37,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="semantic segmentation in ADE20K layout",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    ade20k.set_defaults(write=sample_data.write_ade20k, what="images")
+    ade20k.set_defaults(write=ade20k_data.write_ade20k, what="images")
     ade20k.add_argument("--size", type=int, default=256, help="longer side of the images in pixels")
 
     freihand = kinds.add_parser(

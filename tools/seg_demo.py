@@ -8,8 +8,8 @@ import argparse
 import sys
 
 import fastvit_dense  # noqa: F401  (before mmseg: it serves mmcv's operators)
-from fastvit_dense.seg_demo import run_demo
-from fastvit_dense.user_errors import end_in_one_line
+from fastvit_dense.engine.errors import end_in_one_line
+from fastvit_dense.seg.demo import run_demo
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from mmengine.evaluator import DumpResults
 
 from fastvit_dense.doctor.preflight import KeyValues, check_run, read_config
-from fastvit_dense.runtime import Runner, check_launcher, enable_tta
-from fastvit_dense.user_errors import end_in_one_line
+from fastvit_dense.engine.config import check_launcher, enable_tta
+from fastvit_dense.engine.errors import end_in_one_line
+from fastvit_dense.engine.runner import Runner
 
 
 def parse_args() -> argparse.Namespace:

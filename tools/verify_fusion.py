@@ -10,9 +10,8 @@ import sys
 from tqdm import tqdm
 
 from fastvit_dense import ARCHS
-from fastvit_dense.equivalence import FARTHER
-from fastvit_dense.fusion_check import FLOAT32, FLOAT64, check_fusion, table
-from fastvit_dense.user_errors import end_in_one_line
+from fastvit_dense.deploy.compare import FARTHER, FLOAT32, FLOAT64, check_fusion, fusion_table
+from fastvit_dense.engine.errors import end_in_one_line
 
 
 def main() -> int:
@@ -34,7 +33,7 @@ def main() -> int:
         "Relative L2 errors of the worst map. Allowed between fused and unfused: "
         f"{FLOAT64:.0e} in float64, {FLOAT32:.1e} in float32,\nor {1 + FARTHER:g} times the unfused "
         "model's own distance from float64 where that is more;\nand the fused model may be "
-        f"{FARTHER:g} times as far from float64 as the unfused one is.\n\n{table(rows)}"
+        f"{FARTHER:g} times as far from float64 as the unfused one is.\n\n{fusion_table(rows)}"
     )
     off = [row for row in rows if not row.passes]
     if off:

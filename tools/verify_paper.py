@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import fastvit_dense  # noqa: F401  (registers FastViT)
-from fastvit_dense.paper import backbone_rows, segmentor_rows, table
-from fastvit_dense.user_errors import end_in_one_line
+from fastvit_dense.benchmark.paper import backbone_rows, segmentor_rows, table
+from fastvit_dense.engine.errors import end_in_one_line
 
 CONFIG = Path(__file__).parents[1] / "configs/seg/fpn_fastvit-{arch}_8xb4-40k_ade20k-512x512.py"
 

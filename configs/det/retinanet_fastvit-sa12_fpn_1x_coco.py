@@ -11,7 +11,7 @@ _base_ = [
     "mmdet::_base_/datasets/coco_detection.py",
     "mmdet::_base_/default_runtime.py",
 ]
-custom_imports = dict(imports=["fastvit_dense", "fastvit_dense.coco"])
+custom_imports = dict(imports=["fastvit_dense.det"])
 
 model = dict(
     backbone=dict(

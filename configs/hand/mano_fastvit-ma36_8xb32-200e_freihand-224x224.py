@@ -13,7 +13,7 @@
 # places with --cfg-options model.head.mano=PATH; without it, model.head.mano=synthetic trains to another,
 # procedural hand, for trying things out.
 default_scope = "mmengine"
-custom_imports = dict(imports=["fastvit_dense", "fastvit_dense.hand"])
+custom_imports = dict(imports=["fastvit_dense.hand"])
 
 model = dict(
     type="HandMeshModel",

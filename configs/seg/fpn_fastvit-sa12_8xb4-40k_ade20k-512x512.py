@@ -15,15 +15,7 @@ _base_ = [
     "mmseg::_base_/default_runtime.py",
     "mmseg::_base_/schedules/schedule_40k.py",
 ]
-custom_imports = dict(
-    imports=[
-        "fastvit_dense",
-        "fastvit_dense.images",
-        "fastvit_dense.seg_data",
-        "fastvit_dense.seg_pictures",
-        "fastvit_dense.tiled",
-    ]
-)
+custom_imports = dict(imports=["fastvit_dense.seg"])
 
 crop_size = (512, 512)
 model = dict(

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..backbone import FastViT, refuse_other_structures
-from ..checkpoint import load_pretrained, recognise
-from ..strict_loading import misfits, without_prefix
-from ..weights import read_content
+from ..backbone.fastvit import FastViT, refuse_other_structures
+from ..backbone.pretrained import load_pretrained, recognise
+from ..engine.models import misfits, without_prefix
+from ..io.weights import read_content
 from .findings import ERROR, OK, WARNING, Finding
 
 _OTHER_CONFIG = (

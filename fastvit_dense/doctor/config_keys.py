@@ -22,7 +22,6 @@ TOP_LEVEL = {
     "tta_evaluator", "tta_model", "tta_pipeline", "val_cfg", "val_dataloader", "val_evaluator",
     "visualizer", "work_dir",
 }  # fmt: skip
-
 # OpenMMLab's before 2022, and what to write now.
 _OUTDATED = {
     "data": "train_dataloader, val_dataloader and test_dataloader",
@@ -37,7 +36,6 @@ _OUTDATED = {
     "dist_params": "env_cfg.dist_cfg",
     "resume_from": "load_from and resume=True",
 }
-
 # Dicts that no class is built from; of some, unknown keys are passed over in silence.
 _PLAIN = {
     "auto_scale_lr": {"enable", "base_batch_size"},

@@ -33,7 +33,6 @@ _ELSEWHERE = (
     root.TASK_UTILS, root.WEIGHT_INITIALIZERS, root.VISBACKENDS, root.OPTIM_WRAPPER_CONSTRUCTORS,
     root.EVALUATOR,
 )  # fmt: skip
-
 # Keys that a builder takes out before the class sees them.
 _TAKEN_OUT = {
     "optim_wrapper": {"paramwise_cfg", "constructor"},

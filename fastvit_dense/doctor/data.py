@@ -14,7 +14,7 @@ import numpy as np
 from mmengine.config import Config
 from tqdm import tqdm
 
-from ..devices import usable_cores
+from ..engine.devices import usable_cores
 from .datasets import build, check_metainfo, dataset_cfgs
 from .findings import ERROR, OK, WARNING, Finding, guarded, in_one_line
 from .reading import Unread, read_all
@@ -179,7 +179,7 @@ def _size(dataset: Any) -> tuple[int, int] | None:
     """The size that the intrinsics of a data set of hands are for."""
     if not _is_of_hands(dataset):
         return None
-    from ..hand.annotations import IMAGE_SIZE
+    from ..hand.freihand import IMAGE_SIZE
 
     return IMAGE_SIZE, IMAGE_SIZE
 
@@ -196,8 +196,8 @@ def _check_keypoints(where: str, annotations: Any, source: str) -> Iterator[Find
         annotations: of fastvit_dense.hand; nothing is to be done where they have no labels.
         source: the config's ``model.head.mano``.
     """
-    from ..hand.mano_file import get_mano
-    from ..hand.topology import FINGERTIP_VERTICES, KEYPOINT_ORDER, NUM_ROTATIONS
+    from ..hand.mano import get_mano
+    from ..hand.mano.topology import FINGERTIP_VERTICES, KEYPOINT_ORDER, NUM_ROTATIONS
 
     if annotations.vertices is None:
         return

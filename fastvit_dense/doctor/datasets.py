@@ -17,10 +17,10 @@ from .quiet import quiet
 # OpenMMLab's datasets, which pass over mistakes in silence, and those with checks that take the same
 # arguments, with the modules that register them.
 _CHECKED = {
-    "CocoDataset": ("CheckedCocoDataset", "fastvit_dense.coco"),
-    "ADE20KDataset": ("CheckedADE20KDataset", "fastvit_dense.seg_data"),
-    "CityscapesDataset": ("CheckedCityscapesDataset", "fastvit_dense.seg_data"),
-    "BaseSegDataset": ("CheckedSegDataset", "fastvit_dense.seg_data"),
+    "CocoDataset": ("CheckedCocoDataset", "fastvit_dense.det.coco"),
+    "ADE20KDataset": ("CheckedADE20KDataset", "fastvit_dense.seg.datasets"),
+    "CityscapesDataset": ("CheckedCityscapesDataset", "fastvit_dense.seg.datasets"),
+    "BaseSegDataset": ("CheckedSegDataset", "fastvit_dense.seg.datasets"),
 }
 
 
@@ -119,7 +119,7 @@ def _loading_steps(pipeline: Sequence[Any], dataset: str) -> list[Any]:
         if name.startswith(("Load", "Check")):
             steps.append(step)
         if name == "LoadImageFromFile" and "CheckImage" not in names:
-            import_module("fastvit_dense.images")
+            import_module("fastvit_dense.compat.transforms")
             steps.append(dict(type="CheckImage"))
         is_checked_seg = dataset in [name for name, module in _CHECKED.values() if "seg" in module]
         if name == "LoadAnnotations" and is_checked_seg and "CheckLabels" not in names:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..devices import usable_cores
-from ..user_errors import why_unwritable
+from ..engine.devices import usable_cores
+from ..io.files import why_unwritable
 from .findings import ERROR, OK, WARNING, Finding, in_one_line
 
 _GIB = 2**30

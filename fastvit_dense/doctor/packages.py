@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module, metadata
 from importlib.util import find_spec
 
-from ..versions import explain_torchvision
+from ..compat.versions import explain_torchvision
 from .findings import ERROR, OK, WARNING, Finding, in_one_line
 
 # Distributions that are imported to see whether they work, and what they are imported as.
@@ -138,7 +138,7 @@ def _import_cure(module: str) -> str:
 
 def check_operators() -> Iterator[Finding]:
     """Which of mmcv's operators this process uses."""
-    from .. import mmcv_ops
+    from ..compat import mmcv_ops
 
     try:
         mmcv_ops.require_loadable()

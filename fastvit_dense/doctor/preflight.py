@@ -18,9 +18,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
-from ..runtime import check_fits, override, read_config_file, unwrap
-from ..strict_loading import read_checkpoint
-from ..user_errors import why_unwritable
+from ..engine.config import override, read_config_file
+from ..engine.models import check_fits, read_checkpoint, unwrap
+from ..io.files import why_unwritable
 from .config_keys import TOP_LEVEL, check_keys, nearest
 from .config_parts import check_imports, check_parts, find_classes
 from .datasets import dataset_cfgs
@@ -85,7 +85,7 @@ def read_config(
         options: ``--cfg-options`` as a mapping of dotted keys.
         data_root: folder of the data in place of the config's, for all datasets and evaluators; printed
             is what that changes. `options` prevail.
-        work_dir, launcher: as of :func:`fastvit_dense.runtime.load_config`.
+        work_dir, launcher: as of :func:`fastvit_dense.engine.config.load_config`.
 
     Raises:
         FileNotFoundError: there is no such config.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from ..runtime import batch_message
+from ..engine.config import batch_message
 from .findings import OK, WARNING, Finding
 
 

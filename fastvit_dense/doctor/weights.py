@@ -11,9 +11,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 from mmengine.config import Config
 from torch import nn
 
-from ..backbone import FastViT
-from ..checkpoint import is_pretrained_cfg, load_pretrained
-from ..weights import cached_path, url_of
+from ..backbone.fastvit import FastViT
+from ..backbone.pretrained import is_pretrained_cfg, load_pretrained
+from ..io.weights import cached_path, url_of
 from .config_keys import nearest
 from .findings import ERROR, OK, WARNING, Finding
 

@@ -6,17 +6,23 @@ Lengths are in metres. The camera frame has x to the right, y down and z forward
 whole numbers are the centres of pixels.
 """
 
-from .dataset import FreiHAND
-from .freihand_metric import FreiHANDMetric
-from .head import HandPrediction, ManoHead
-from .losses import HandLoss
-from .mano import ManoLayer
-from .mano_file import Mano, get_mano
-from .model import HandMeshModel
+from .freihand import FreiHAND
+from .mano import get_mano
+from .mano.arrays import Mano
+from .mano.layer import ManoLayer
+from .metric import FreiHANDMetric
+from .model import HandLoss, HandMeshModel, HandPrediction, ManoHead
 from .predictor import HandPredictor, HandResult
-from .transforms import ColorNoise, HandCrop, LoadHandImage, PackHandInputs, RandomHandCrop
-from .tta import HandTTAModel, HandViews
-from .visualization_hook import HandPicturesHook
+from .transforms import (
+    ColorNoise,
+    HandCrop,
+    HandTTAModel,
+    HandViews,
+    LoadHandImage,
+    PackHandInputs,
+    RandomHandCrop,
+)
+from .visualization import HandPicturesHook
 
 __all__ = [
     "ColorNoise", "FreiHAND", "FreiHANDMetric", "HandCrop", "HandLoss", "HandMeshModel",

@@ -1,24 +1,233 @@
-"""From an image of a hand to its mesh: FastViT, the regression head, and MANO (section 4.3, figure 5).
+"""From an image of a hand to its mesh: FastViT, the regression head and MANO, and the three losses.
 
-Shape legend: B batch, S side of the square image in pixels.
+Paper section 4.3, figure 5 and appendix B.5.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
 
-from .camera import lift_translation, to_normalised, to_pixels
-from .crop import axis_rotation
-from .data_sample import HandDataSample
-from .head import HandPrediction
-from .losses import HandTargets
-from .topology import ROOT
+from .geometry import (
+    axis_rotation,
+    lift_translation,
+    project_weak_perspective,
+    rotation_6d_to_matrix,
+    to_normalised,
+    to_pixels,
+)
+from .mano import get_mano
+from .mano.layer import ManoLayer
+from .mano.topology import NUM_BETAS, NUM_ROTATIONS, ROOT
+
+
+class HandDataSample(BaseDataElement):
+    """One crop of a hand.
+
+    The crop has a camera frame of its own: that of the original turned about the optical axis by
+    `rotation`, so that the crop is the picture that a camera with the intrinsics `K` takes.
+
+    Attributes:
+        gt: what is annotated; there is none where the evaluation set comes without labels. Tensors of
+            float32:
+            vertices (778, 3) and keypoints (21, 3), metres, camera frame of the crop;
+            keypoints_2d (21, 2), pixels of the crop.
+        pred: what the model predicts. Tensors:
+            vertices (778, 3) and keypoints (21, 3), metres, axes of the crop's camera, relative to the
+            root keypoint; keypoints_2d (21, 2), pixels of the crop;
+            camera (3,), betas (10,), rotations (16, 3, 3), as of the head;
+            where `K` is known: vertices_camera (778, 3) and keypoints_camera (21, 3), metres, in the
+            camera frame of the original image, as FreiHAND's benchmark wants them.
+
+    Of the metainfo, `img_path` and `index` say which image of the dataset it is, `ori_shape` its height and
+    width; `crop_matrix` (2, 3) takes pixels of the original to those of the crop, `rotation` is in
+    degrees, clockwise as seen in the image, and `K` (3, 3) is of the crop.
+    """
+
+    gt: BaseDataElement
+    pred: BaseDataElement
+
+
+# One unit of the camera layer's outputs: scale in 1/m, translation in m. A hand at 0.65 m in front of
+# FreiHAND's cameras (480 px) is about 8 half images a metre large in a crop of 180 px, and its root some
+# centimetres from the middle. With these units all outputs of the head are of order 1, as Adam likes it.
+CAMERA_UNITS = (8.0, 0.1, 0.1)
+_INITIAL_STD = 1e-3
+
+
+class HandPrediction(NamedTuple):
+    """What the model predicts of a batch of hands.
+
+    Vertices and keypoints are in metres, relative to the root keypoint, in the axes of the camera (x
+    right, y down, z forward): the first rotation turns MANO's hand into them.
+
+    Attributes:
+        vertices: (B, 778, 3).
+        keypoints: (B, 21, 3), in FreiHAND's order.
+        keypoints_2d: (B, 21, 2), in [-1, 1] over the image.
+        camera: (B, 3), weak perspective: scale in 1/m, translation x and y in m.
+        rotations: (B, 16, 3, 3), in MANO's order.
+        betas: (B, 10).
+    """
+
+    vertices: Tensor
+    keypoints: Tensor
+    keypoints_2d: Tensor
+    camera: Tensor
+    rotations: Tensor
+    betas: Tensor
+
+
+@MODELS.register_module()
+class ManoHead(nn.Module):
+    """Global average pooling, then one fully connected layer each for pose, shape and camera.
+
+    The layers start where a network has seen nothing yet: MANO's template, upright, in the middle of the
+    image. Everything is computed in float32 at least, also under autocast: bfloat16 would move fingertips
+    by millimetres.
+
+    Args:
+        in_channels: channels of the last map.
+        mano: path of the MANO file, ``.pkl`` or ``.npz``, or ``synthetic`` for the procedural hand.
+
+    Attributes:
+        mano_source: the argument `mano`.
+        faces: (1538, 3) int64 numpy array, vertices of each triangle.
+
+    Raises:
+        FileNotFoundError: there is no such MANO file; the message says where to get it.
+    """
+
+    def __init__(self, in_channels: int, *, mano: str = "synthetic") -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.pose = nn.Linear(in_channels, NUM_ROTATIONS * 6)
+        self.shape = nn.Linear(in_channels, NUM_BETAS)
+        self.camera = nn.Linear(in_channels, len(CAMERA_UNITS))
+        hand = get_mano(mano)
+        self.mano = ManoLayer(hand)
+        self.mano_source, self.faces = mano, hand.faces
+        self.register_buffer("camera_units", torch.tensor(CAMERA_UNITS), persistent=False)
+        self.camera_units: Tensor
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for layer in (self.pose, self.shape, self.camera):
+            nn.init.normal_(layer.weight, std=_INITIAL_STD)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            # The first two columns of the identity.
+            self.pose.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(NUM_ROTATIONS))
+            self.camera.bias.copy_(torch.tensor([1.0, 0, 0]))
+
+    def forward(self, features: Sequence[Tensor]) -> HandPrediction:
+        """Predict the hands of a batch.
+
+        Args:
+            features: maps of the backbone; the last, (B, C, H, W), is read.
+
+        Raises:
+            ValueError: the map has another number of channels than `in_channels`.
+        """
+        x = features[-1]
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"the backbone's last map has {x.shape[1]} channels, the head expects "
+                f"{self.in_channels}: set model.head.in_channels"
+            )
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.pose.weight.dtype).mean(dim=(2, 3))  # (B, C)
+            rotations = rotation_6d_to_matrix(self.pose(x).unflatten(1, (NUM_ROTATIONS, 6)))
+            return self.pose_hands(rotations, self.shape(x), self.camera(x) * self.camera_units)
+
+    def pose_hands(self, rotations: Tensor, betas: Tensor, camera: Tensor) -> HandPrediction:
+        """The hands of given parameters.
+
+        Args:
+            rotations: (B, 16, 3, 3), in MANO's order.
+            betas: (B, 10).
+            camera: (B, 3), scale in 1/m, translation in m.
+        """
+        mesh = self.mano(rotations, betas)
+        root = mesh.keypoints[:, ROOT : ROOT + 1]  # (B, 1, 3)
+        keypoints = mesh.keypoints - root
+        return HandPrediction(
+            vertices=mesh.vertices - root,
+            keypoints=keypoints,
+            keypoints_2d=project_weak_perspective(keypoints, camera),
+            camera=camera,
+            rotations=rotations,
+            betas=betas,
+        )
+
+
+CRITERIA = {"l1": F.l1_loss, "mse": F.mse_loss}
+
+
+class HandTargets(NamedTuple):
+    """Annotations of a batch, in the frames of :class:`HandPrediction`.
+
+    Attributes:
+        vertices: (B, 778, 3) metres, relative to the root keypoint.
+        keypoints: (B, 21, 3) metres, likewise.
+        keypoints_2d: (B, 21, 2), in [-1, 1] over the image.
+    """
+
+    vertices: Tensor
+    keypoints: Tensor
+    keypoints_2d: Tensor
+
+
+class Term(NamedTuple):
+    """One loss: its distance, a key of ``CRITERIA``, and its weight."""
+
+    criterion: str
+    weight: float = 1.0
+
+
+@MODELS.register_module()
+class HandLoss(nn.Module):
+    """Weighted distances of predicted and annotated hands, each a mean over all coordinates.
+
+    Args:
+        vertices: of the root-aligned vertices, in metres: ``dict(criterion="l1" or "mse", weight=...)``.
+        keypoints: of the root-aligned 3D keypoints, in metres.
+        keypoints_2d: of the projected keypoints, in half images.
+
+    Raises:
+        ValueError: there is no such criterion, or a weight is negative.
+    """
+
+    def __init__(
+        self, *, vertices: dict[str, Any], keypoints: dict[str, Any], keypoints_2d: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.terms = {
+            name: Term(**term)
+            for name, term in zip(
+                HandTargets._fields, (vertices, keypoints, keypoints_2d), strict=True
+            )
+        }
+        for name, term in self.terms.items():
+            if term.criterion not in CRITERIA or not term.weight >= 0:
+                raise ValueError(
+                    f"loss of {name}: expected a criterion of {', '.join(CRITERIA)} and a weight of at "
+                    f"least 0; got {term.criterion!r} and {term.weight}"
+                )
+
+    def forward(self, prediction: HandPrediction, targets: HandTargets) -> dict[str, Tensor]:
+        """The losses by name, ``loss_vertices`` and so on, each already weighted."""
+        return {
+            f"loss_{name}": term.weight
+            * CRITERIA[term.criterion](getattr(prediction, name), getattr(targets, name))
+            for name, term in self.terms.items()
+        }
 
 
 @MODELS.register_module()
@@ -27,8 +236,8 @@ class HandMeshModel(BaseModel):
 
     Args:
         backbone: config of a FastViT with ``out_indices=(3,)``.
-        head: config of a :class:`fastvit_dense.hand.head.ManoHead`.
-        loss: config of a :class:`fastvit_dense.hand.losses.HandLoss`.
+        head: config of a :class:`fastvit_dense.hand.model.ManoHead`.
+        loss: config of a :class:`fastvit_dense.hand.model.HandLoss`.
         data_preprocessor: config of mmengine's ``ImgDataPreprocessor``.
         image_size: S, side of the crops that the config trains at: what the predictor makes of an image.
         init_cfg: as for any mmengine module.

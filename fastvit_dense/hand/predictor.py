@@ -17,17 +17,21 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
-from ..depthwise import split_patch_embeddings
-from ..devices import check_device
-from ..reparam import reparameterize
-from ..runtime import load_config
-from ..stored_config import read_stored_config
-from ..strict_loading import load_whole, read_checkpoint
-from .camera import lift_translation, project_weak_perspective, to_pixels
-from .crop import invert_map, map_points, warp_crop
-from .framing import CROP_SIZE, frame_hand
-from .head import HandPrediction
-from .model import HandMeshModel
+from ..backbone.reparameterize import reparameterize, split_patch_embeddings
+from ..engine.config import load_config, read_stored_config
+from ..engine.devices import check_device
+from ..engine.models import load_whole, read_checkpoint
+from .geometry import (
+    CROP_SIZE,
+    frame_hand,
+    invert_map,
+    lift_translation,
+    map_points,
+    project_weak_perspective,
+    to_pixels,
+    warp_crop,
+)
+from .model import HandMeshModel, HandPrediction
 
 _MIRROR = np.array([-1.0, 1.0, 1.0])
 
@@ -129,7 +133,7 @@ class HandPredictor:
             image: (H, W, 3) uint8 BGR.
             bbox: x, y, width, height in pixels, tight around the hand. None is the whole image, or
                 FreiHAND's evaluation crop of an image of 224x224. See
-                :func:`fastvit_dense.hand.framing.frame_hand`.
+                :func:`fastvit_dense.hand.geometry.frame_hand`.
             left: it is a left hand.
             K: (3, 3), the intrinsics of the image in pixels, to place the hand before the camera.
 
@@ -149,7 +153,7 @@ class HandPredictor:
 
         Args:
             image: (H, W, 3) uint8 BGR.
-            matrix: (2, 3), of :func:`fastvit_dense.hand.framing.frame_hand`.
+            matrix: (2, 3), of :func:`fastvit_dense.hand.geometry.frame_hand`.
 
         Returns:
             (1, 3, S, S) float32, normalised as in training, in the memory format channels_last.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from fastvit_dense.hand.camera import (
+from fastvit_dense.hand.geometry import (
     lift_translation,
     project,
     project_weak_perspective,

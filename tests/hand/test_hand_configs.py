@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.structures import BaseDataElement
 
 from fastvit_dense import ARCHS
-from fastvit_dense.hand.data_sample import HandDataSample
-from fastvit_dense.runtime import batch_message, load_config
+from fastvit_dense.engine.config import batch_message, load_config
+from fastvit_dense.hand.model import HandDataSample
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("configs/hand/**/*.py"))
 VARIANTS = ("t8", "sa12", "sa24", "ma36")
 
@@ -72,7 +72,7 @@ def test_builds_trains_and_predicts(path: Path) -> None:
 def test_schedule_and_data(path: Path) -> None:
     cfg = Config.fromfile(path)
     assert cfg.default_scope == "mmengine"
-    assert cfg.custom_imports == dict(imports=["fastvit_dense", "fastvit_dense.hand"])
+    assert cfg.custom_imports == dict(imports=["fastvit_dense.hand"])
     assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_epochs
     assert {backend.type for backend in cfg.visualizer.vis_backends} >= {"TensorboardVisBackend"}
     assert cfg.tta_evaluator.prefix == "tta" != cfg.test_evaluator.get("prefix")

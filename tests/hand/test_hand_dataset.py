@@ -16,8 +16,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
-from fastvit_dense.hand import json_arrays
-from fastvit_dense.hand.dataset import FreiHAND
+from fastvit_dense.hand import freihand as json_arrays
+from fastvit_dense.hand.freihand import FreiHAND
 
 HANDS, EVALUATED = 3, 5
 PIPELINE = [

@@ -11,25 +11,23 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import run_tool
+from conftest import ROOT, run_tool
 from mmengine.config import Config
 
-from fastvit_dense.frames import FrameWriter, open_input
-from fastvit_dense.hand import hand_demo
-from fastvit_dense.hand.hand_demo import (
+from fastvit_dense.benchmark.hand import random_model
+from fastvit_dense.engine.errors import end_in_one_line
+from fastvit_dense.hand import demo as hand_demo
+from fastvit_dense.hand.demo import (
     HandFiles,
     demo_checkpoint,
     predict_frames,
     read_intrinsics,
     run_demo,
 )
-from fastvit_dense.hand.mesh_files import write_mesh
 from fastvit_dense.hand.predictor import HandPredictor
-from fastvit_dense.hand.speed import random_model
-from fastvit_dense.preview import Preview
-from fastvit_dense.user_errors import end_in_one_line
+from fastvit_dense.hand.visualization import write_mesh
+from fastvit_dense.io.media import FrameWriter, Preview, open_input
 
-ROOT = Path(__file__).parents[2]
 T8 = ROOT / "configs/hand/mano_fastvit-t8_8xb32-200e_freihand-224x224.py"
 INTRINSICS = ("500", "500", "160", "120")
 

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastvit_dense import reparameterize
 from fastvit_dense.hand import FreiHANDMetric, HandCrop, HandMeshModel, HandViews, PackHandInputs
-from fastvit_dense.hand.camera import lift_translation, project
-from fastvit_dense.hand.synthetic_scene import sample_annotation
+from fastvit_dense.hand.geometry import lift_translation, project
+from fastvit_dense.synthetic.hands import sample_annotation
 
 MPS = torch.device("mps:0")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from mmengine.logging import MMLogger
 
-from fastvit_dense.hand import json_arrays
-from fastvit_dense.hand.json_arrays import load_json_array, parse_json_array
+from fastvit_dense.hand import freihand as json_arrays
+from fastvit_dense.hand.freihand import load_json_array, parse_json_array
 
 
 def write(path: Path, content: object, **kwargs: object) -> Path:
@@ -192,7 +192,7 @@ def test_memory_is_that_of_the_result(tmp_path: Path) -> None:
     assert path.stat().st_size > 20e6
     script = (
         "import resource, sys\n"
-        "from fastvit_dense.hand.json_arrays import parse_json_array\n"
+        "from fastvit_dense.hand.freihand import parse_json_array\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
         "parse_json_array(sys.argv[1], (778, 3))\n"

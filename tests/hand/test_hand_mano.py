@@ -9,10 +9,12 @@ from random_mano import random_mano
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from fastvit_dense.hand.mano import ManoLayer, pose_to_rotations
-from fastvit_dense.hand.mano_file import Mano, get_mano, save_mano
-from fastvit_dense.hand.rotation import rotation_6d_to_matrix
-from fastvit_dense.hand.topology import PARENTS
+from fastvit_dense.hand.geometry import rotation_6d_to_matrix
+from fastvit_dense.hand.mano import get_mano
+from fastvit_dense.hand.mano.arrays import Mano
+from fastvit_dense.hand.mano.file import save_mano
+from fastvit_dense.hand.mano.layer import ManoLayer, pose_to_rotations
+from fastvit_dense.hand.mano.topology import PARENTS
 
 DOUBLE = torch.float64
 

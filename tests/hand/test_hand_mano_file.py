@@ -17,9 +17,11 @@ from random_mano import random_mano
 from scipy import sparse
 from scipy.spatial.transform import Rotation
 
-from fastvit_dense.hand import mano_file
-from fastvit_dense.hand.mano_file import Mano, get_mano, is_right_hand, load_mano, save_mano
-from fastvit_dense.hand.topology import PARENTS
+from fastvit_dense.hand.mano import file as mano_file
+from fastvit_dense.hand.mano import get_mano
+from fastvit_dense.hand.mano.arrays import Mano, is_right_hand
+from fastvit_dense.hand.mano.file import load_mano, save_mano
+from fastvit_dense.hand.mano.topology import PARENTS
 
 
 class Python2Pickler(pickle._Pickler):
@@ -258,7 +260,7 @@ PROGRAMS = {
         b"c__builtin__\ngetattr\n(c__builtin__\n__import__\n(Vos\ntRVmkdir\ntR(V{trace}\ntR.",
     ),
     "dotted name": (
-        "fastvit_dense.hand.mano_file.os.mkdir",
+        "fastvit_dense.hand.mano.file.os.mkdir",
         b"\x80\x04\x8c\x1cfastvit_dense.hand.mano_file\x8c\x08os.mkdir\x93V{trace}\n\x85R.",
     ),
     "eval": ("eval", b"c__builtin__\neval\n(V__import__('os').mkdir('{trace}')\ntR."),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from conftest import ROOT
 from mmengine.evaluator import Evaluator
 from mmengine.structures import BaseDataElement
 from scipy.integrate import trapezoid
@@ -15,11 +16,10 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
-from fastvit_dense.hand.crop import axis_rotation
-from fastvit_dense.hand.data_sample import HandDataSample
-from fastvit_dense.hand.freihand_metric import FreiHANDMetric
-from fastvit_dense.hand.json_arrays import load_json_array
+from fastvit_dense.hand.freihand import load_json_array
+from fastvit_dense.hand.geometry import axis_rotation
 from fastvit_dense.hand.metric import (
+    FreiHANDMetric,
     f_scores,
     hand_metrics,
     mean_hand,
@@ -27,8 +27,9 @@ from fastvit_dense.hand.metric import (
     procrustes_align,
     template_error,
 )
+from fastvit_dense.hand.model import HandDataSample
 
-REAL = Path(__file__).parents[2] / "data" / "freihand"
+REAL = ROOT / "data" / "freihand"
 
 
 def align_one(target: np.ndarray, pred: np.ndarray) -> np.ndarray:
@@ -273,7 +274,7 @@ def test_pred_json_keeps_the_older_one_on_failure(
 ) -> None:
     path, target = tmp_path / "pred.json", hands(2)
     path.write_text("older")
-    monkeypatch.setattr("fastvit_dense.hand.freihand_metric.os.replace", None)
+    monkeypatch.setattr("fastvit_dense.hand.metric.os.replace", None)
     with pytest.raises(TypeError):
         evaluate(samples_of(target, target), pred_json=path)
     assert path.read_text() == "older" and len(list(tmp_path.iterdir())) == 1

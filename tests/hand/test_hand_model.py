@@ -11,17 +11,22 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from fastvit_dense import reparameterize
-from fastvit_dense.hand.camera import project, to_pixels
-from fastvit_dense.hand.data_sample import HandDataSample
-from fastvit_dense.hand.head import HandPrediction, ManoHead
-from fastvit_dense.hand.losses import HandLoss, HandTargets
-from fastvit_dense.hand.mano import pose_to_rotations
-from fastvit_dense.hand.model import HandMeshModel, add_predictions, targets_of
-from fastvit_dense.hand.rotation import axis_angle_to_matrix
-from fastvit_dense.hand.synthetic import synthetic_hand
-from fastvit_dense.hand.synthetic_pose import sample_betas, sample_pose
-from fastvit_dense.hand.topology import ROOT
-from fastvit_dense.hand.tta import HandTTAModel, nearest_rotation
+from fastvit_dense.hand.geometry import axis_angle_to_matrix, project, to_pixels
+from fastvit_dense.hand.mano.layer import pose_to_rotations
+from fastvit_dense.hand.mano.synthetic import synthetic_hand
+from fastvit_dense.hand.mano.topology import ROOT
+from fastvit_dense.hand.model import (
+    HandDataSample,
+    HandLoss,
+    HandMeshModel,
+    HandPrediction,
+    HandTargets,
+    ManoHead,
+    add_predictions,
+    targets_of,
+)
+from fastvit_dense.hand.transforms import HandTTAModel, nearest_rotation
+from fastvit_dense.synthetic.hands import sample_betas, sample_pose
 
 TERM = dict(criterion="mse")
 K = torch.tensor([[480.0, 0, 112], [0, 490, 110], [0, 0, 1]])
@@ -317,7 +322,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 import fastvit_dense.hand
 from fastvit_dense import reparameterize
-from fastvit_dense.runtime import load_config
+from fastvit_dense.engine.runner import load_config
 cfg = load_config("configs/hand/mano_fastvit-t8_demo-hands.py")
 init_default_scope(cfg.default_scope)
 model = MODELS.build(cfg.model)

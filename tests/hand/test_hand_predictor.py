@@ -9,12 +9,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT as REPOSITORY
 from conftest import run_tool
 from mmengine.config import Config
 from scipy.spatial.transform import Rotation
 
-from fastvit_dense.hand.crop import map_points, warp_crop
-from fastvit_dense.hand.framing import BOX_FACTOR, frame_hand
+from fastvit_dense.benchmark.hand import random_model
+from fastvit_dense.engine.config import read_stored_config
+from fastvit_dense.hand.geometry import BOX_FACTOR, frame_hand, map_points, warp_crop
+from fastvit_dense.hand.mano.topology import ROOT
 from fastvit_dense.hand.model import HandMeshModel
 from fastvit_dense.hand.predictor import (
     HandPredictor,
@@ -23,12 +26,9 @@ from fastvit_dense.hand.predictor import (
     load_hand_model,
     place_before_camera,
 )
-from fastvit_dense.hand.speed import random_model
-from fastvit_dense.hand.topology import ROOT
 from fastvit_dense.hand.transforms import HandCrop, PackHandInputs
-from fastvit_dense.stored_config import read_stored_config
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "hand"
+CONFIGS = REPOSITORY / "configs" / "hand"
 T8 = CONFIGS / "mano_fastvit-t8_8xb32-200e_freihand-224x224.py"
 K = np.array([[500.0, 0, 160], [0, 510, 120], [0, 0, 1]])
 BOX = (140, 60, 90, 70)

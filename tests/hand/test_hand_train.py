@@ -9,16 +9,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT as REPOSITORY
 from conftest import run_tool as run
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
+from fastvit_dense.hand.mano.topology import ROOT
 from fastvit_dense.hand.metric import hand_metrics
-from fastvit_dense.hand.sample_freihand import write_freihand
-from fastvit_dense.hand.topology import ROOT
+from fastvit_dense.synthetic.freihand import write_freihand
 
-DEMO = Path(__file__).parents[2] / "configs/hand/mano_fastvit-t8_demo-hands.py"
+DEMO = REPOSITORY / "configs/hand/mano_fastvit-t8_demo-hands.py"
 TINY = """
 _base_ = {base!r}
 data_root = {data!r}

@@ -9,9 +9,8 @@ import pytest
 import torch
 from mmengine.dataset import Compose
 
-from fastvit_dense.hand.camera import project
-from fastvit_dense.hand.crop import crop_matrix, invert_map, map_points, warp_crop
-from fastvit_dense.hand.data_sample import HandDataSample
+from fastvit_dense.hand.geometry import crop_matrix, invert_map, map_points, project, warp_crop
+from fastvit_dense.hand.model import HandDataSample
 from fastvit_dense.hand.transforms import ColorNoise, HandCrop, PackHandInputs, RandomHandCrop
 
 

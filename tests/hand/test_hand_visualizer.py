@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fastvit_dense.hand.topology import BONES, FINGERS
-from fastvit_dense.hand.visualizer import (
+from fastvit_dense.hand.mano.topology import BONES, FINGERS
+from fastvit_dense.hand.visualization import (
     ANNOTATED,
     FINGER_COLOURS,
     PREDICTED,

@@ -1,0 +1,1 @@
+"""FastViT: its variants, layers and blocks, the algebra that fuses it, published weights."""

@@ -1,0 +1,1 @@
+"""Measurements: latency, throughput, training speed, sizes beside the paper's."""

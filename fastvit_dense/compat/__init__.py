@@ -1,0 +1,1 @@
+"""What stands in for mmcv, and which versions fit together."""

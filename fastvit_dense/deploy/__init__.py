@@ -1,0 +1,1 @@
+"""What is trained, made ready to leave: fused checkpoints, exported files, runtimes."""

@@ -1,0 +1,6 @@
+"""Detection on COCO: mmdet's data set with checks. Importing it registers what configs/det name."""
+
+from ..compat.transforms import CheckImage
+from .coco import CheckedCocoDataset
+
+__all__ = ["CheckImage", "CheckedCocoDataset"]

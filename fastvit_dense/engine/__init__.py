@@ -1,0 +1,1 @@
+"""mmengine's Runner made safe: configs, loading, exact resume, preemption, hooks."""

@@ -1,0 +1,1 @@
+"""Files, weights as plain data, images and video."""

@@ -1,0 +1,179 @@
+"""Segmentation of images, videos and webcams as tools/seg_demo.py shows it."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import mmseg.datasets  # noqa: F401  (registers what test pipelines and class names are made of)
+import numpy as np
+import torch
+from mmseg.apis import inference_model, init_model
+from mmseg.models import BaseSegmentor
+from tqdm import tqdm
+
+from ..engine.config import read_config_file
+from ..engine.devices import check_device, describe_device
+from ..engine.models import load_whole, read_checkpoint
+from ..io.media import Frames, FrameWriter, Preview, open_input
+from .visualization import draw_segmentation
+
+
+def load_segmentor(config: str, checkpoint: str, *, device: str) -> BaseSegmentor:
+    """Build a segmentor and load its weights, all of them or none.
+
+    Args:
+        config: config file; its test_pipeline is applied to each frame.
+        checkpoint: what tools/train.py wrote with it; a path or an address.
+        device: cpu or cuda:0.
+
+    Returns:
+        The model in evaluation mode, with ``cfg``, and the ``classes`` and ``palette`` (RGB) of every
+        class in ``dataset_meta``.
+
+    Raises:
+        FileNotFoundError: there is no such config or checkpoint.
+        ValueError: the device is not there; the config is not of a segmentor; the checkpoint cannot be
+            read, or does not fit the config.
+    """
+    check_device(device)
+    cfg: Any = read_config_file(config)
+    if "decode_head" not in cfg.get("model", {}):
+        raise ValueError(
+            f"{config} describes a {cfg.get('model', {}).get('type')}, expected a segmentor with a "
+            "decode_head, as configs/seg do"
+        )
+    if "test_pipeline" not in cfg:  # inference_model looks for it there
+        cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
+    content = read_checkpoint(checkpoint)
+    # init_model forgets only EncoderDecoder's own; weights of the backbone come with the checkpoint.
+    cfg.model.backbone.init_cfg = None
+    model = init_model(cfg, None, device)
+    load_whole(model, content["state_dict"], checkpoint=checkpoint)
+    model.dataset_meta = _classes_and_palette(content, int(model.num_classes), name=checkpoint)
+    return model
+
+
+def segment(
+    model: BaseSegmentor,
+    frames: Frames,
+    writer: FrameWriter,
+    *,
+    opacity: float = 0.5,
+    show: bool = False,
+) -> list[float]:
+    """Segment frames, write pictures with a legend, and show progress.
+
+    A webcam ends with Ctrl-C; anything does with q in the window. What was made until then is kept.
+    Ctrl-C in a video goes on to the caller, and with it the writer leaves no video.
+
+    Args:
+        model: of :func:`load_segmentor`.
+        frames: the input, opened.
+        writer: where the pictures go, entered.
+        opacity: of the colours over the image, 0 to 1.
+        show: show the pictures in a window, too.
+
+    Returns:
+        Seconds that inference took, preprocessing of the frame included, for each frame.
+
+    Raises:
+        ValueError: `opacity` is out of range; no window can be shown; as of reading and writing.
+    """
+    if not 0 <= opacity <= 1:
+        raise ValueError(
+            f"opacity is {opacity}, expected 0 (the image alone) to 1 (the classes alone)"
+        )
+    meta, seconds = model.dataset_meta, list[float]()
+    on_gpu = next(model.parameters()).is_cuda
+    with Preview("segmentation") if show else nullcontext() as preview:
+        try:
+            for name, image in tqdm(frames, total=frames.total, unit="frame"):
+                start = time.perf_counter()
+                result = inference_model(model, image)
+                if on_gpu:
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+                labels = result.pred_sem_seg.data[0].cpu().numpy().astype(np.int64)  # (H, W)
+                picture = draw_segmentation(
+                    image, labels, classes=meta["classes"], palette=meta["palette"], alpha=opacity
+                )
+                writer.write(name, picture)
+                if preview is not None and preview.show(picture):
+                    break
+        except KeyboardInterrupt:
+            if frames.kind != "webcam":
+                raise
+    return seconds
+
+
+def run_demo(
+    source: str,
+    config: str,
+    *,
+    checkpoint: str,
+    out: str,
+    device: str | None = None,
+    opacity: float = 0.5,
+    show: bool = False,
+) -> str:
+    """Segment an input and write pictures of it.
+
+    Args:
+        source: as of :func:`fastvit_dense.io.media.open_input`.
+        config: config file.
+        checkpoint: checkpoint that tools/train.py wrote.
+        out: folder for the pictures or the video.
+        device: cpu or cuda:0; None is the GPU if there is one.
+        opacity: of the colours over the image, 0 to 1.
+        show: show the pictures in a window, too.
+
+    Returns:
+        Number of frames, speed and where the results are, in a few lines.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as of the functions above.
+    """
+    device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    with open_input(source) as frames:
+        writer = FrameWriter(out, frames)  # it may refuse: before the model is loaded
+        model = load_segmentor(config, checkpoint, device=device)
+        start = time.perf_counter()
+        with writer:
+            seconds = segment(model, frames, writer, opacity=opacity, show=show)
+        elapsed = time.perf_counter() - start
+    if not seconds:
+        return "0 frames: stopped before the first was done"
+    each = statistics.median(seconds)
+    lines = [
+        f"{len(seconds)} frames on {describe_device(device)}",
+        f"inference: {1 / each:.1f} frames/s (median {each * 1000:.1f} ms a frame, preparation included)",
+        f"end to end, with reading, drawing and writing: {len(seconds) / elapsed:.1f} frames/s",
+        f"results: {writer.paths[0] if len(writer.paths) == 1 else writer.folder}",
+    ]
+    if frames.total and len(seconds) < frames.total:
+        lines.insert(
+            1, f"of {frames.total} that {source} should have: stopped, or the file is damaged"
+        )
+    return "\n".join(lines)
+
+
+def _classes_and_palette(content: Mapping[str, Any], count: int, *, name: str) -> dict[str, Any]:
+    """Names and RGB colours of the classes, numbers and random colours where there are none."""
+    meta = content.get("meta", {}).get("dataset_meta") or {}
+    classes, palette = meta.get("classes"), meta.get("palette")
+    if not classes:
+        print(f"{name} names no classes: they are numbered", file=sys.stderr)
+        classes = [str(i) for i in range(count)]
+    if len(classes) != count:
+        raise ValueError(
+            f"{name} was trained on {len(classes)} classes, the config has num_classes={count}: use the "
+            "config it was trained with"
+        )
+    if palette is None or len(palette) < count:
+        palette = np.random.RandomState(42).randint(0, 256, (count, 3)).tolist()
+    return dict(classes=tuple(classes), palette=[tuple(map(int, colour)) for colour in palette])
