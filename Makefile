@@ -36,12 +36,13 @@ test: $(STAMP) ## run the tests
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-gpu: $(STAMP) ## on a GPU: correctness, speed and accuracy in 25 minutes, with a report
-	$(PY) tools/rehearse_gpu.py
+	$(PY) tests/rehearse_gpu.py
 
-lint: $(STAMP) ## check style, format and types
+lint: $(STAMP) ## check style, format, types and the direction of imports
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	if [ -e $(VENV)/bin/lint-imports ]; then $(VENV)/bin/lint-imports --no-logo; fi  # from Python 3.11 on
 
 format: $(STAMP) ## put the code into the checked format
 	$(PY) -m ruff check --fix .
@@ -49,7 +50,7 @@ format: $(STAMP) ## put the code into the checked format
 
 clean: ## remove the environment and caches
 	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
-	rm -rf build .nox *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build .nox .import_linter_cache *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # Written last, so that an interrupted installation is taken up again.
 $(STAMP):

@@ -1,4 +1,4 @@
-"""tools/rehearse_gpu.py: what it says of steps that fail, hang or lack something."""
+"""tests/rehearse_gpu.py: what it says of steps that fail, hang or lack something."""
 
 import importlib.util
 import subprocess
@@ -14,7 +14,7 @@ from conftest import ROOT
 
 @pytest.fixture(scope="module")
 def tool() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("rehearse_gpu", ROOT / "tools/rehearse_gpu.py")
+    spec = importlib.util.spec_from_file_location("rehearse_gpu", ROOT / "tests/rehearse_gpu.py")
     assert spec and spec.loader
     module = sys.modules["rehearse_gpu"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

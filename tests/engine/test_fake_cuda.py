@@ -1,7 +1,7 @@
 """Models on a GPU that is not there: tensors without data, which know their device and refuse to mix them.
 
 What this cannot do is what needs data: backward passes of custom functions, and operations whose result
-decides a shape (NMS, sampling). tools/rehearse_gpu.py does those on a GPU.
+decides a shape (NMS, sampling). tests/rehearse_gpu.py does those on a GPU.
 """
 
 import warnings

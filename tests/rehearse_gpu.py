@@ -1,7 +1,7 @@
 """Everything that a GPU has to show, on a GPU: correctness first, then figures. Also `make test-gpu`.
 
-python tools/rehearse_gpu.py
-python tools/rehearse_gpu.py --wheels FOLDER --part correctness --out rehearsal
+python tests/rehearse_gpu.py
+python tests/rehearse_gpu.py --wheels FOLDER --part correctness --out rehearsal
 
 Nothing has to be set up where torch, torchvision and timm are installed and FOLDER holds the wheels of the
 other packages (docs/gpu.md). Three parts: correctness, speed, accuracy, each of under 9 minutes. Every step
