@@ -12,7 +12,7 @@ from types import TracebackType
 STATUS = 2  # as argparse's
 # What the package raises for a user to read.
 _KINDS = (ValueError, OSError, ImportError, FloatingPointError)
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def end_in_one_line(main: Callable[[], int | None]) -> int:
@@ -53,7 +53,7 @@ def users_mistake(error: Exception) -> str | None:
     module = str(step.tb_frame.f_globals.get("__name__"))
     if module == "torch._utils":
         return _of_worker(str(error))
-    is_ours = module.partition(".")[0] in (__package__, "__main__") and _is_raise(step)
+    is_ours = module.partition(".")[0] in (_PACKAGE.name, "__main__") and _is_raise(step)
     refused_file = isinstance(error, OSError) and error.filename is not None
     return str(error) if is_ours or refused_file else None
 

@@ -20,6 +20,7 @@ from torch import nn
 
 import fastvit_dense
 from fastvit_dense import FastViT, reparameterize
+from fastvit_dense.backbone import fold as folds
 from fastvit_dense.backbone import reparameterize as reparam
 from fastvit_dense.deploy import fuse as deploy
 from fastvit_dense.deploy.compare import TOLERANCES, compare, model_outputs
@@ -346,10 +347,11 @@ def test_existing_files_are_replaced_only_by_force(
 def test_a_broken_fold_writes_nothing(
     fold: str, cases: dict[str, Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = getattr(reparam, fold)
+    module = folds if fold == "fold_rep_mixer" else reparam
+    real = getattr(module, fold)
     broken = {
         # Off by a thousandth: far less than what shows in a picture.
-        "fold_rep_mixer": lambda block: reparam.Kernel(
+        "fold_rep_mixer": lambda block: folds.Kernel(
             real(block).weight * 1.001, real(block).bias
         ),
         "fold_bn": lambda bn: (real(bn)[0], real(bn)[1] * 1.001),
@@ -357,7 +359,7 @@ def test_a_broken_fold_writes_nothing(
             setattr(backbone, f"norm{i}", nn.Identity()) for i in backbone.out_indices
         ],
     }[fold]
-    monkeypatch.setattr(reparam, fold, broken)
+    monkeypatch.setattr(module, fold, broken)
     with pytest.raises(ValueError, match=r"(?s)computes something else.*Nothing.*TOO LARGE"):
         fuse(cases["semantic-fpn"], tmp_path / "out.pth")
     assert list(tmp_path.iterdir()) == []

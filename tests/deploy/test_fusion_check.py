@@ -7,7 +7,7 @@ import torch
 from conftest import run_tool
 from torch import nn
 
-from fastvit_dense.backbone import reparameterize as reparam
+from fastvit_dense.backbone import fold
 from fastvit_dense.deploy.compare import FARTHER, FLOAT32, check_fusion
 
 
@@ -17,22 +17,22 @@ def test_right_folds_pass() -> None:
 
 
 def test_a_fold_slightly_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = reparam.fold_conv_bn
+    right = fold.fold_conv_bn
     monkeypatch.setattr(
-        reparam, "fold_conv_bn", lambda b: reparam.Kernel(right(b).weight * 1.00001, right(b).bias)
+        fold, "fold_conv_bn", lambda b: fold.Kernel(right(b).weight * 1.00001, right(b).bias)
     )
     row = check_fusion("t8", (69, 98))
     assert not row.passes and row.float64 > 1e-9 and row.fused > FARTHER * row.unfused
 
 
 def test_a_number_that_is_none_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = reparam.fold_bn
+    right = fold.fold_bn
 
     def broken(bn: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         scale, shift = right(bn)
         return scale, shift * (float("nan") if len(shift) == 384 else 1)  # the last stage alone
 
-    monkeypatch.setattr(reparam, "fold_bn", broken)
+    monkeypatch.setattr(fold, "fold_bn", broken)
     row = check_fusion("t8", (69, 98))
     assert not row.passes and math.isnan(row.float64) and math.isnan(row.fused)
 

@@ -197,7 +197,7 @@ def test_operators_under_cpu_autocast() -> None:
 import torch
 from mmengine.config import Config
 from mmengine.device import utils
-from fastvit_dense.engine.runner import enable_amp
+from fastvit_dense.engine.config import enable_amp
 utils.DEVICE = "cpu"
 enable_amp(Config(dict(optim_wrapper=dict(type="OptimWrapper"))))
 from mmcv.ops import batched_nms, roi_align

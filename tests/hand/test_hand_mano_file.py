@@ -227,7 +227,7 @@ def test_the_other_format_is_found(
     mano: Mano, tmp_path: Path, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(mano_file, "print_log", lambda text, **_: said.append(text))
+    monkeypatch.setattr("fastvit_dense.hand.mano.print_log", lambda text, **_: said.append(text))
     pickled, plain = write(tmp_path / "MANO_RIGHT.pkl", contents(mano)), tmp_path / "MANO_RIGHT.npz"
     save_mano(mano, plain)
     path, other = (pickled, plain) if named.endswith("pkl") else (plain, pickled)
@@ -261,7 +261,7 @@ PROGRAMS = {
     ),
     "dotted name": (
         "fastvit_dense.hand.mano.file.os.mkdir",
-        b"\x80\x04\x8c\x1cfastvit_dense.hand.mano_file\x8c\x08os.mkdir\x93V{trace}\n\x85R.",
+        b"\x80\x04\x8c\x1cfastvit_dense.hand.mano.file\x8c\x08os.mkdir\x93V{trace}\n\x85R.",
     ),
     "eval": ("eval", b"c__builtin__\neval\n(V__import__('os').mkdir('{trace}')\ntR."),
     "partial": ("functools.partial", b"cfunctools\npartial\n(cos\nmkdir\nV{trace}\ntR(tR."),

@@ -322,7 +322,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 import fastvit_dense.hand
 from fastvit_dense import reparameterize
-from fastvit_dense.engine.runner import load_config
+from fastvit_dense.engine.config import load_config
 cfg = load_config("configs/hand/mano_fastvit-t8_demo-hands.py")
 init_default_scope(cfg.default_scope)
 model = MODELS.build(cfg.model)

@@ -116,7 +116,8 @@ a, b = result.seg_logits.data, fused.seg_logits.data
 assert (a - b).norm() <= 1e-4 * a.norm()
 
 from mmengine.registry import init_default_scope
-from fastvit_dense.engine.runner import Runner, load_config
+from fastvit_dense.engine.config import load_config
+from fastvit_dense.engine.runner import Runner
 cfg = load_config(config, work_dir={str(tmp_path / "runner")!r})
 cfg.load_from = checkpoint
 runner = Runner.from_cfg(cfg)
