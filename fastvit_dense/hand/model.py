@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .geometry import (
     axis_rotation,
-    lift_translation,
+    place_before_camera,
     project_weak_perspective,
     rotation_6d_to_matrix,
     to_normalised,
@@ -338,7 +338,7 @@ def add_predictions(
 
 
 def _place_before_camera(samples: Sequence[HandDataSample]) -> None:
-    """Least squares of the predicted 2D keypoints; then the crop's rotation is taken back."""
+    """In the frame of the crop; then the crop's rotation is taken back."""
     if not samples:
         return
     vertices, keypoints, pixels = (
@@ -348,8 +348,7 @@ def _place_before_camera(samples: Sequence[HandDataSample]) -> None:
     K = torch.from_numpy(np.stack([np.asarray(sample.K, np.float64) for sample in samples]))
     turn = torch.from_numpy(np.stack([axis_rotation(sample.rotation) for sample in samples]))
     turn = turn.to(keypoints)  # (B, 3, 3)
-    place = lift_translation(keypoints, pixels, K)[:, None]  # (B, 1, 3)
-    for name, points in (("vertices", vertices), ("keypoints", keypoints)):
+    placed = place_before_camera(vertices, keypoints, pixels, K)
+    for sample, *points in zip(samples, *(x @ turn for x in placed), strict=True):
         # Points are rows: x @ turn is the inverse of turn applied to x.
-        for sample, in_camera in zip(samples, (points + place) @ turn, strict=True):
-            setattr(sample.pred, f"{name}_camera", in_camera)
+        sample.pred.vertices_camera, sample.pred.keypoints_camera = points

@@ -20,7 +20,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..engine.models import unwrap
-from ..io.files import write_atomically
+from ..io.files import atomic_write
 from .geometry import project, project_weak_perspective, to_pixels, warp_crop
 from .mano.topology import BONES, FINGERS, ROOT
 from .model import HandDataSample
@@ -412,4 +412,5 @@ def write_mesh(path: str | Path, vertices: np.ndarray, faces: np.ndarray) -> Non
     # Without processing: it would merge and reorder vertices.
     mesh = trimesh.Trimesh(vertices * TO_VIEWER, faces, process=False)
     content: Any = mesh.export(file_type=kind, **_WITH_NORMALS[kind])  # text or bytes
-    write_atomically(path, content.encode() if isinstance(content, str) else content)
+    with atomic_write(path, sync=False) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
