@@ -12,7 +12,7 @@ import numpy as np
 
 from ..engine.devices import describe_device
 from ..io.files import atomic_write
-from ..io.media import FrameReport, Frames, FrameWriter, for_each_frame, open_input
+from ..io.media import Frames, FrameWriter, for_each_frame, open_input
 from .mano.topology import KEYPOINT_NAMES, ROOT
 from .predictor import HandPredictor, HandResult, check_intrinsics
 from .visualization import DrawnHand, hand_picture, write_mesh
@@ -73,10 +73,20 @@ def run_demo(
         writer = FrameWriter(out, frames)  # it may refuse: before the model is loaded
         predictor = HandPredictor(*model, mano=mano, device=device)
         predictor(np.zeros((224, 224, 3), np.uint8))  # the first pass is slow, and not to be timed
-        report = predict_frames(
-            predictor, frames, writer,
-            bbox=bbox, left=left, K=K, mesh=mesh, skeleton=skeleton, show=show,
-        )  # fmt: skip
+
+        def predict(image: np.ndarray) -> HandResult:
+            return predictor(image, bbox, left=left, K=K)
+
+        def finish(name: str, image: np.ndarray, hand: HandResult) -> np.ndarray:
+            write(name, hand, hand_as_json(name, hand, size=image.shape[:2], K=K))
+            keypoints = hand.keypoints_2d if skeleton else None
+            drawn = DrawnHand(hand.vertices, hand.vertices_2d, keypoints)
+            return hand_picture(image, drawn, hand.faces)
+
+        with hand_files(writer, frames, mesh=mesh) as write:
+            report = for_each_frame(
+                frames, writer, predict, finish, window="hand" if show else None
+            )
     head: Any = predictor.model.head
     more = [f"hand model: {head.mano_source}", f"results: {writer.folder}"]
     if bbox is None:
@@ -117,7 +127,7 @@ def read_intrinsics(values: Sequence[str]) -> np.ndarray:
         (3, 3) float64.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the values are neither, or are no intrinsics.
     """
     expected = "expected fx fy cx cy in pixels, or a JSON file with one 3x3 matrix"
@@ -132,40 +142,6 @@ def read_intrinsics(values: Sequence[str]) -> np.ndarray:
     except (ValueError, TypeError) as e:
         raise ValueError(f"--K {' '.join(values)}: {expected} ({e})") from e
     return check_intrinsics(K)
-
-
-def predict_frames(
-    predictor: HandPredictor,
-    frames: Frames,
-    writer: FrameWriter,
-    *,
-    bbox: Sequence[float] | None = None,
-    left: bool = False,
-    K: np.ndarray | None = None,
-    mesh: str | None = None,
-    skeleton: bool = False,
-    show: bool = False,
-) -> FrameReport:
-    """Predict the hands of frames and write all results, see :func:`for_each_frame`.
-
-    Args:
-        predictor: the model.
-        frames: the input, opened.
-        writer: where the pictures go.
-        bbox, left, K, mesh, skeleton, show: as of :func:`run_demo`.
-    """
-    with hand_files(writer, frames, mesh=mesh) as write:
-
-        def finish(name: str, image: np.ndarray, hand: HandResult) -> np.ndarray:
-            write(name, hand, hand_as_json(name, hand, size=image.shape[:2], K=K))
-            keypoints = hand.keypoints_2d if skeleton else None
-            drawn = DrawnHand(hand.vertices, hand.vertices_2d, keypoints)
-            return hand_picture(image, drawn, hand.faces)
-
-        return for_each_frame(
-            frames, writer, lambda image: predictor(image, bbox, left=left, K=K), finish,
-            window="hand" if show else None,
-        )  # fmt: skip
 
 
 @contextmanager

@@ -87,14 +87,7 @@ def _numbers(path: Path, shape: tuple[int, ...]) -> Iterator[float]:
     """The numbers of a file, checked for how they are nested."""
     size, inner = path.stat().st_size, len(shape) + 1
     lengths = list[int]()  # so far, of the lists that are open: of entries, of an entry, ...
-    bar = tqdm(
-        total=size,
-        desc=f"reading {path.name}",
-        unit="B",
-        unit_scale=True,
-        delay=1,
-        disable=None,
-    )
+    bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, delay=1, disable=None)
     try:
         with bar, path.open("rb") as stream:
             for event, value in ijson.basic_parse(stream, use_float=True):
@@ -123,7 +116,7 @@ def _numbers(path: Path, shape: tuple[int, ...]) -> Iterator[float]:
 
 
 def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Map the cache into memory; None where there is none that could be used."""
+    """Map the cache into memory; None if there is none to use."""
     try:
         array = np.load(cache, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -221,7 +214,7 @@ def read_annotations(root: str | Path, split: str) -> Annotations:
     if not root.is_dir():
         raise FileNotFoundError(
             f"folder {root} does not exist: unpack FreiHAND there "
-            "(https://lmb.informatik.uni-freiburg.de/projects/freihand/), or draw synthetic hands with "
+            "(https://lmb.informatik.uni-freiburg.de/projects/freihand/), or render synthetic hands with "
             f"tools/sample_data.py freihand {root}"
         )
     paths = _find_files(root, split)
@@ -332,7 +325,7 @@ def _check_scale(scale: np.ndarray, keypoints: np.ndarray, path: Path) -> None:
 
 
 def _check_projection(keypoints: np.ndarray, K: np.ndarray, path: Path) -> None:
-    """Raise where a keypoint is behind the camera; say how many lie outside of their images."""
+    """Raise if a keypoint is behind the camera; say how many lie outside of their images."""
     behind = (keypoints[..., 2] <= 0).any(-1)
     if behind.any():
         raise ValueError(
@@ -375,7 +368,7 @@ class FreiHAND(BaseDataset):
 
     Raises:
         FileNotFoundError: a file or image is missing.
-        ValueError: there is no such split or version, or annotations are wrong, see `read_annotations`.
+        ValueError: the split or version does not exist, or annotations are wrong, see `read_annotations`.
     """
 
     METAINFO = {"dataset_name": "FreiHAND"}

@@ -243,7 +243,7 @@ def axis_rotation(degrees: float) -> np.ndarray:
 def warp_crop(image: np.ndarray, matrix: np.ndarray, out_size: int) -> np.ndarray:
     """Take a crop out of an image, with bilinear interpolation; what lies outside is black.
 
-    Where the crop makes the image half as large or smaller, areas are averaged first: bilinear
+    If the crop makes the image half as large or smaller, areas are averaged first: bilinear
     interpolation looks at four pixels and passes over the others.
 
     Args:
@@ -288,7 +288,7 @@ def _average(
 BOX_FACTOR = 1.5
 
 
-def frame_hand(
+def crop_from_box(
     size: tuple[int, int],
     bbox: Sequence[float] | None = None,
     *,
@@ -348,7 +348,7 @@ def check_box(bbox: Sequence[float], size: tuple[int, int]) -> tuple[float, floa
     box = f"bbox x={x:g} y={y:g} width={w:g} height={h:g}"
     if w <= 0 or h <= 0:
         raise ValueError(
-            f"{box} is empty: expected width and height above 0 behind the upper left corner"
+            f"{box} is empty: expected the upper left corner, then width and height above 0"
         )
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise ValueError(

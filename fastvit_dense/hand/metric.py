@@ -192,7 +192,7 @@ _PARTS = ("keypoints", "vertices")
 class FreiHANDMetric(BaseMetric):
     """PJ, PV, F@5, F@15 and AUC, aligned and raw, see `hand_metrics`; and ``pred.json``.
 
-    Predictions are taken in the camera frame of the original images. Where samples have no `gt`, as those
+    Predictions are taken in the camera frame of the original images. If samples have no `gt`, as those
     of an evaluation split without labels, there is ``pred.json`` only.
 
     Args:

@@ -101,7 +101,7 @@ class ManoHead(nn.Module):
         faces: (1538, 3) int64 numpy array, vertices of each triangle.
 
     Raises:
-        FileNotFoundError: there is no such MANO file; the message says where to get it.
+        FileNotFoundError: the MANO file does not exist; the message says where to get it.
     """
 
     def __init__(self, in_channels: int, *, mano: str = "synthetic") -> None:
@@ -201,7 +201,7 @@ class HandLoss(nn.Module):
         keypoints_2d: of the projected keypoints, in half images.
 
     Raises:
-        ValueError: there is no such criterion, or a weight is negative.
+        ValueError: a criterion does not exist, or a weight is negative.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class HandMeshModel(BaseModel):
             The tensors of the prediction, the losses by name, or the data samples with `pred`.
 
         Raises:
-            ValueError: there is no such mode, or ``loss`` without annotations.
+            ValueError: the mode does not exist, or ``loss`` without annotations.
         """
         prediction: HandPrediction = self.head(self.backbone(inputs))
         if mode == "tensor":
@@ -321,7 +321,7 @@ def add_predictions(
 ) -> list[HandDataSample]:
     """Give each data sample its part of a prediction, as `pred`, with 2D keypoints in pixels of the crop.
 
-    Where the intrinsics of the crop are known (`K`), the hand also gets its place in front of the camera,
+    If the intrinsics of the crop are known (`K`), the hand also gets its place in front of the camera,
     in the frame of the original image: `vertices_camera` and `keypoints_camera`, in metres.
 
     Args:

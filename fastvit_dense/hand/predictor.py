@@ -1,4 +1,4 @@
-"""From an image of a hand to its mesh, with a trained model: as few steps as it takes.
+"""From an image of a hand to its mesh, with a trained model.
 
 The frames are OpenCV's: pixels with whole numbers as centres; a camera with x to the right, y down and z
 forward, in metres.
@@ -23,7 +23,7 @@ from ..engine.models import load_whole, read_checkpoint
 from .geometry import (
     CROP_SIZE,
     are_intrinsics,
-    frame_hand,
+    crop_from_box,
     invert_map,
     map_points,
     place_before_camera,
@@ -136,7 +136,7 @@ class HandPredictor:
             image: (H, W, 3) uint8 BGR.
             bbox: x, y, width, height in pixels, tight around the hand. None is the whole image, or
                 FreiHAND's evaluation crop of an image of 224x224. See
-                :func:`fastvit_dense.hand.geometry.frame_hand`.
+                :func:`fastvit_dense.hand.geometry.crop_from_box`.
             left: it is a left hand.
             K: (3, 3), the intrinsics of the image in pixels, to place the hand before the camera.
 
@@ -144,7 +144,7 @@ class HandPredictor:
             ValueError: the image is of another kind, the box is empty or outside of it, or K is no matrix
                 of intrinsics.
         """
-        matrix = frame_hand(check_image(image), bbox, left=left, out_size=self.size)
+        matrix = crop_from_box(check_image(image), bbox, left=left, out_size=self.size)
         if K is not None:
             K = check_intrinsics(K)
         with torch.inference_mode():
@@ -156,7 +156,7 @@ class HandPredictor:
 
         Args:
             image: (H, W, 3) uint8 BGR.
-            matrix: (2, 3), of :func:`fastvit_dense.hand.geometry.frame_hand`.
+            matrix: (2, 3), of :func:`fastvit_dense.hand.geometry.crop_from_box`.
 
         Returns:
             (1, 3, S, S) float32, normalised as in training, in the memory format channels_last.
@@ -263,18 +263,15 @@ def load_hand_model(config: str, checkpoint: str, *, mano: str | None = None) ->
 
 
 def check_image(image: np.ndarray) -> tuple[int, int]:
-    """Height and width of an image; a ValueError for what is no (H, W, 3) uint8."""
-    if (
-        not isinstance(image, np.ndarray)
-        or image.ndim != 3
-        or image.shape[2] != 3
-        or not image.size
-    ):
-        got = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"expected an image (height, width, 3) of uint8, BGR; got {got}")
-    if image.dtype != np.uint8:
-        raise ValueError(f"expected an image of uint8, 0 to 255, BGR; got {image.dtype}")
-    return image.shape[0], image.shape[1]
+    """Height and width of an image; a ValueError for what is not a (H, W, 3) uint8."""
+    shape: Any = getattr(image, "shape", ())
+    dtype = getattr(image, "dtype", type(image).__name__)
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
+        raise ValueError(
+            "expected an image (height, width, 3) of uint8, 0 to 255, BGR; got shape "
+            f"{tuple(shape)}, {dtype}"
+        )
+    return shape[0], shape[1]
 
 
 def check_intrinsics(K: np.ndarray) -> np.ndarray:

@@ -166,7 +166,7 @@ def hand_picture(
     annotated: DrawnHand | None = None,
     opacity: float = 0.75,
 ) -> np.ndarray:
-    """Set side by side: ground truth where there is one, prediction, and the prediction from the side.
+    """Set side by side: ground truth if there is one, prediction, and the prediction from the side.
 
     In the side view the ground truth is an outline over the prediction.
 
@@ -269,7 +269,7 @@ _SMALLEST = 224  # side of a drawn crop in pixels, at least
 
 @HOOKS.register_module()
 class HandPicturesHook(Hook):
-    """Writes or shows each tested crop: ground truth where there is one, prediction, side view.
+    """Writes or shows each tested crop: ground truth if there is one, prediction, side view.
 
     Takes what `tools/test.py` sets for detection too, so that ``--show-dir`` is the same everywhere. The
     first images of each validation go to the visualizer's backends, such as TensorBoard.

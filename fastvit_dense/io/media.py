@@ -104,8 +104,8 @@ class Frames:
     total: int | None = None
     fps: float | None = None
     skipped: int = field(default=0, init=False)
-    _capture: cv2.VideoCapture | None = None
-    _first: np.ndarray | None = None
+    _capture: cv2.VideoCapture | None = field(default=None, init=False)
+    _first: np.ndarray | None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         if self._capture is not None:
@@ -151,7 +151,14 @@ def open_input(source: str | Path) -> Frames:
     source = str(source)
     webcam = _WEBCAM.fullmatch(source)
     if webcam:
-        return _open_webcam(source, webcam["index"] or "0")
+        index = webcam["index"] or "0"
+        if not index.isdecimal():
+            raise ValueError(f"{source}: expected webcam or webcam:NUMBER, such as webcam:1")
+        why = (
+            f"camera {index} cannot be opened. Is one connected, not in use by another program, and "
+            "readable for this user? Others: webcam:1, webcam:2"
+        )
+        return _open_stream(int(index), Frames(source, "webcam", source.replace(":", "_")), why)
     path = Path(source)
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if _is_image_name(f) and f.is_file())
@@ -168,40 +175,28 @@ def open_input(source: str | Path) -> Frames:
     if _is_image_name(path):
         read_image(path)  # to fail before a model is loaded
         return Frames(source, "images", path.stem, [path], total=1)
-    capture = cv2.VideoCapture(source)
-    if not capture.isOpened():
-        raise ValueError(
-            f"{source} is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a video that OpenCV can "
-            "read; ffmpeg may convert it: ffmpeg -i INPUT OUTPUT.mp4"
-        )
-    first = _next_frame(capture)
-    if first is None:
-        raise ValueError(
-            f"video {source} opens but gives no frame: is it damaged or without images?"
-        )
-    total = _positive(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    return Frames(
-        source, "video", path.stem, [path],
-        total=None if total is None else int(total),
-        fps=_positive(capture.get(cv2.CAP_PROP_FPS)),
-        _capture=capture, _first=first,
-    )  # fmt: skip
+    why = (
+        f"it is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a video that OpenCV can read; ffmpeg "
+        "may convert it: ffmpeg -i INPUT OUTPUT.mp4"
+    )
+    return _open_stream(source, Frames(source, "video", path.stem, [path]), why)
 
 
-def _open_webcam(source: str, index: str) -> Frames:
-    if not index.isdecimal():
-        raise ValueError(f"{source}: expected webcam or webcam:NUMBER, such as webcam:1")
-    capture = cv2.VideoCapture(int(index))
-    first = _next_frame(capture) if capture.isOpened() else None
+def _open_stream(address: str | int, frames: Frames, why: str) -> Frames:
+    """Open a video or camera; `why` tells why it may not open."""
+    capture = cv2.VideoCapture(address)
+    is_open = capture.isOpened()
+    first = _next_frame(capture) if is_open else None
     if first is None:
         capture.release()
         raise ValueError(
-            f"{source}: camera {index} cannot be opened or gives no image. Is one connected, "
-            "not in use by another program, and readable for this user? Others: webcam:1, webcam:2"
+            f"{frames.source}: {'it opens but gives no frame: is it damaged?' if is_open else why}"
         )
-    fps = _positive(capture.get(cv2.CAP_PROP_FPS))
-    stem = source.replace(":", "_")
-    return Frames(source, "webcam", stem, fps=fps, _capture=capture, _first=first)
+    frames.fps = _positive(capture.get(cv2.CAP_PROP_FPS))
+    frames._capture, frames._first = capture, first
+    if frames.kind == "video" and (total := _positive(capture.get(cv2.CAP_PROP_FRAME_COUNT))):
+        frames.total = int(total)
+    return frames
 
 
 def _positive(number: float) -> float | None:

@@ -18,13 +18,12 @@ from fastvit_dense.engine.errors import end_in_one_line
 from fastvit_dense.hand import demo as hand_demo
 from fastvit_dense.hand.demo import (
     demo_model,
-    predict_frames,
     read_intrinsics,
     run_demo,
 )
 from fastvit_dense.hand.predictor import HandPredictor
 from fastvit_dense.hand.visualization import write_mesh
-from fastvit_dense.io.media import FrameWriter, Preview, open_input
+from fastvit_dense.io.media import Preview, open_input
 
 CONFIG = ROOT / "configs/hand/mano_fastvit-t8_demo-hands.py"  # of the synthetic hand
 INTRINSICS = ("500", "500", "160", "120")
@@ -197,36 +196,32 @@ def test_video(checkpoint: Path, tmp_path: Path) -> None:
     assert sum(n.endswith(".glb") for n in names(tmp_path / "glb")) == 3
 
 
-class Stopped:
-    """A predictor that is stopped by Ctrl-C after some frames."""
-
-    def __init__(self, predictor: HandPredictor, after: int) -> None:
-        self.predictor, self.left = predictor, after
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return self.predictor(*args, **kwargs)
-
-
 @pytest.mark.parametrize("kind", ["webcam", "video"])
 def test_ctrl_c_keeps_a_webcam_but_no_video(
-    predictor: HandPredictor, tmp_path: Path, kind: Any
+    checkpoint: Path, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped: Any = Stopped(predictor, 2)
-    with open_input(write_video(tmp_path / "wave.avi", 5)) as frames:
-        frames.kind = kind
-        writer = FrameWriter(tmp_path / "out", frames)
-        if kind == "webcam":
-            assert len(predict_frames(stopped, frames, writer).seconds) == 2
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                predict_frames(stopped, frames, writer)
-    expected = ["wave.jsonl", "wave.mp4"] if kind == "webcam" else []
-    assert names(tmp_path / "out") == expected
-    if expected:
-        assert len((tmp_path / "out" / "wave.jsonl").read_text().splitlines()) == 2
+    class Stopped(HandPredictor):
+        calls = 0
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls > 3:  # the first is not a frame
+                raise KeyboardInterrupt
+            return super().__call__(*args, **kwargs)
+
+    frames = open_input(write_video(tmp_path / "wave.avi", 5))
+    frames.kind = kind
+    monkeypatch.setattr(hand_demo, "open_input", lambda _: frames)
+    monkeypatch.setattr(hand_demo, "HandPredictor", Stopped)
+    out = tmp_path / "out"
+    if kind == "webcam":
+        assert "2 frames on cpu" in run(checkpoint, "webcam", out)
+        assert names(out) == ["wave.jsonl", "wave.mp4"]
+        assert len((out / "wave.jsonl").read_text().splitlines()) == 2
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint, "wave.avi", out)
+        assert names(out) == []
 
 
 def test_window_and_q(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

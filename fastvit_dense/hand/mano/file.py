@@ -248,12 +248,6 @@ def _read_npz(content: bytes, keys: list[str]) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> Mano:
-    template = arrays.get("v_template")
-    if template is not None and template.shape != _SHAPES["template"]:
-        raise ValueError(
-            f"it is a model with v_template of shape {template.shape}, such as a body's or head's; "
-            f"MANO's hand has {_SHAPES['template']}"
-        )
     if missing := [key for key in (*_KEYS.values(), _TREE_KEY) if key not in arrays]:
         raise ValueError(f"it lacks {', '.join(missing)} of MANO's arrays")
     tree = arrays[_TREE_KEY]
