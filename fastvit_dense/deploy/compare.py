@@ -83,8 +83,8 @@ class Error(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Whether the relative error is small enough."""
-        return self.relative <= self.tolerance
+        """Whether the relative error is finite, and small enough."""
+        return math.isfinite(self.relative) and self.relative <= self.tolerance
 
 
 class Comparison(NamedTuple):
