@@ -2,14 +2,12 @@
 
 A fused model has another structure than the one its config describes: no BatchNorms in neck and heads,
 biases in their place, output norms only where they could not be folded. mmengine builds models from
-configs, so beside ``X.pth`` stands ``X.py``, the whole config with those changes and without what only
+configs, so beside ``X.pth`` stands ``X.py``, the complete config with those changes and without what only
 training needs; whatever takes a config and a checkpoint takes these two.
 """
 
 import copy
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +21,11 @@ from ..backbone.fastvit import FastViT, stages_with_norm
 from ..backbone.reparameterize import reparameterize
 from ..engine.config import load_config
 from ..engine.models import count_parameters, load_whole, misfits, read_checkpoint
-from .compare import PROPOSALS, Error, compare, table
+from ..io.files import atomic_write
+from .compare import PROPOSALS, Error, compare_precisions, table
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
-# Height and width compared at where none are given: an image as mmdet's and mmseg's configs scale it.
+# Height and width compared at if none are given: an image as mmdet's and mmseg's configs scale it.
 SHAPES = {"mmdet": (800, 1333)}
 OTHER_SHAPE = (512, 512)
 # What only training reads. Without it mmengine's Runner refuses to train, instead of failing to learn.
@@ -34,7 +33,7 @@ TRAINING = (
     "auto_scale_lr", "load_from", "optim_wrapper", "param_scheduler", "resume", "train_cfg",
     "train_dataloader", "train_pipeline",
 )  # fmt: skip
-# Folds beside the backbone's, in the order tried: a config may have no words for some of them, such as a
+# Folds beside the backbone's, in the order tried: a config cannot express all of them, such as a
 # head that has BatchNorms without a setting for it.
 FOLDS = (
     dict(conv_modules=True, output_norms=True),
@@ -51,7 +50,7 @@ class Equivalence(NamedTuple):
         errors: of each pyramid level and head, in float32 and float64.
         shape: (B, C, H, W) of the images compared on.
         tensors: entries of the state dict, before and after.
-        parameters: numbers in parameters, before and after.
+        parameters: parameters, before and after.
         macs: multiply-accumulates of one forward pass at `shape`, before and after.
         norms: BatchNorms that are left, by name.
     """
@@ -67,7 +66,7 @@ class Equivalence(NamedTuple):
         size = "x".join(map(str, self.shape))
         on = f"random images, {size}"
         if any(e.what == "roi_head" for e in self.errors):
-            on += f", RoI heads on {PROPOSALS} drawn proposals"
+            on += f", RoI heads on {PROPOSALS} random proposals"
         lines = [
             f"Fused and unfused on {on}:",
             "",
@@ -105,13 +104,13 @@ def fuse_checkpoint(
         shape: height and width in pixels of the random image compared on, padded as the model pads
             its images. None means the model's own `image_size`, such as 224x224 of hands, 800x1333 for
             mmdet's models, 512x512 for others.
-        force: replace `out` and its config where they exist.
+        force: replace `out` and its config if they exist.
 
     Returns:
         The comparison; ``str()`` of it is a Markdown report.
 
     Raises:
-        FileNotFoundError: there is no such config or checkpoint.
+        FileNotFoundError: the config or checkpoint does not exist.
         FileExistsError: `out` or its config exists, without `force`.
         ValueError: the checkpoint does not fit the config, the model is fused already or has no
             FastViT, `out` is no ``.pth`` or one of the files read, or the fused model computes
@@ -147,7 +146,8 @@ def fuse_checkpoint(
 
     meta = dict(content.get("meta") or {})
     meta.update(cfg=text, fastvit_dense=dict(deploy=True, version=__version__))
-    with _all_or_nothing(paths) as (new_checkpoint, new_config):
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(paths[0]) as new_checkpoint, atomic_write(paths[1]) as new_config:
         torch.save(dict(meta=meta, state_dict=state_dict), new_checkpoint)
         new_config.write_text(text, encoding="utf-8")
     return result
@@ -215,9 +215,9 @@ def _fused_config(cfg: Config, model: nn.Module, fused: Any) -> Config:
     for key in ("frozen_stages", "init_cfg", "norm_eval", "with_cp"):
         backbone.pop(key, None)
     with_norm = stages_with_norm(fused.backbone)
-    whole = len(with_norm) in (0, len(fused.backbone.out_indices))
+    all_or_none = len(with_norm) in (0, len(fused.backbone.out_indices))
     backbone.update(
-        deploy=True, drop_path_rate=0.0, out_norm=bool(with_norm) if whole else with_norm
+        deploy=True, drop_path_rate=0.0, out_norm=bool(with_norm) if all_or_none else with_norm
     )
 
     def lost_its_norms(name: str) -> bool:
@@ -252,7 +252,7 @@ def _has_norms(model: nn.Module, name: str) -> bool:
 def _compare(
     model: Any, built: Any, shape: tuple[int, int], folds: Mapping[str, bool]
 ) -> Equivalence:
-    """Compare in both precisions; in float64 the fold itself is computed anew, from the same weights."""
+    """Compare in both precisions; in float64 the fold itself is computed again, from the same weights."""
     step = getattr(getattr(model, "data_preprocessor", None), "pad_size_divisor", 1)
     height, width = (-(-side // step) * step for side in shape)
     channels = model.backbone.stem[0].conv_kxk[0].conv.in_channels
@@ -262,29 +262,14 @@ def _compare(
     tensors = len(model.state_dict()), len(built.state_dict())
     parameters = count_parameters(model), count_parameters(built)
 
-    exact_model, exact_built = copy.deepcopy(model).double(), copy.deepcopy(built).double()
-    exact_built.load_state_dict(reparameterize(exact_model, **folds).state_dict())
-    exact = compare(exact_model, exact_built, images)
-    single = compare(model, built, images.float(), exact=exact.outputs)
+    exact = copy.deepcopy(built).double()
+    exact.load_state_dict(reparameterize(copy.deepcopy(model).double(), **folds).state_dict())
+    result = compare_precisions(model, built, exact, images)
     return Equivalence(
-        single.errors + exact.errors,
+        result.errors,
         (1, channels, height, width),
         tensors,
         parameters,
-        single.macs,
+        result.macs,
         [name for name, m in built.named_modules() if isinstance(m, BatchNorm)],
     )
-
-
-@contextmanager
-def _all_or_nothing(paths: tuple[Path, ...]) -> Iterator[list[Path]]:
-    """Names beside `paths` to write to; they take the place of `paths` once all are written."""
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    aside = [path.with_name(f".{path.name}.{os.getpid()}") for path in paths]
-    try:
-        yield aside
-        for new, path in zip(aside, paths, strict=True):
-            os.replace(new, path)
-    finally:
-        for new in aside:
-            new.unlink(missing_ok=True)

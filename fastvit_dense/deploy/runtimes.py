@@ -1,4 +1,4 @@
-"""The runtimes a backbone can be measured in: each turns a model into a call that returns its maps.
+"""PyTorch to ONNX and OpenVINO, and the runtimes that execute a model: for export and benchmark alike.
 
 What a machine, a runtime or a dtype cannot do raises `Unavailable` with the reason.
 """
@@ -6,8 +6,10 @@ What a machine, a runtime or a dtype cannot do raises `Unavailable` with the rea
 import copy
 import importlib
 import io
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,15 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.devices import wait_for
-from .report import first_line
+from .compare import relative_error as relative_error  # for the benchmarks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of the exporter used here: attention needs 14, and it ends at 20.
+OPSETS = (14, 20)
+DEFAULT_OPSET = 17
+_RT_INFO = "fastvit_dense"  # the section of OpenVINO's rt_info
 # One forward pass, finished on the device when it returns. The maps may be overwritten by the next one.
 Run = Callable[[], list[Tensor]]
 
 
 class Unavailable(ValueError):
-    """A combination of backend, dtype and device that cannot be had here; the message says why."""
+    """A package, or a combination of backend, dtype and device, that this machine does not have."""
 
 
 class Setting(NamedTuple):
@@ -32,8 +38,8 @@ class Setting(NamedTuple):
 
     Attributes:
         backend: a key of ``BACKENDS``.
-        dtype: a key of ``DTYPES``: what the arithmetic is done in. Maps are of this dtype in PyTorch and
-            OpenVINO, images in PyTorch; otherwise they are float32, and the runtimes convert inside.
+        dtype: a key of ``DTYPES``: what the arithmetic is done in. In PyTorch and on CUDA in ONNX Runtime,
+            image and maps are of this dtype; otherwise float32, and the runtimes convert inside.
         device: cpu or cuda.
         threads: threads of the CPU.
     """
@@ -87,8 +93,8 @@ def prepare(model: nn.Module, image: Tensor, setting: Setting) -> Run:
         A call that runs the model on this image and returns its maps, each (B, C_i, H_i, W_i).
 
     Raises:
-        Unavailable: this combination cannot be had; the message says why.
-        ValueError: there is no such backend, dtype or device.
+        Unavailable: this machine cannot do this; the message says why.
+        ValueError: the backend, dtype or device does not exist.
     """
     for kind, value, known in (
         ("backend", setting.backend, BACKENDS),
@@ -102,42 +108,154 @@ def prepare(model: nn.Module, image: Tensor, setting: Setting) -> Run:
     return BACKENDS[setting.backend](model, image, setting)
 
 
-def relative_error(maps: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference of any map over that map's largest value; infinite if shapes or count differ.
+def require(package: str) -> Any:
+    """Import a package of the extra ``export``; `Unavailable`, with the command, if it is missing."""
+    try:
+        with quiet():
+            return importlib.import_module(package)
+    except ModuleNotFoundError as e:
+        if e.name != package:
+            raise
+        raise Unavailable(
+            f'{package} is not installed: pip install -e ".[export]" brings it'
+        ) from e
 
-    Args:
-        maps: of a backend, any dtype and device.
-        expected: of eager float32, in the same order.
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the exporters' warnings about versions and about values that they take as constants.
+
+    Whether a value is constant that should not be is what running the file at other sizes shows.
     """
-    if [m.shape for m in maps] != [e.shape for e in expected]:
-        return float("inf")
-    errors = []
-    for m, e in zip(maps, expected, strict=True):
-        m, e = m.detach().double().cpu(), e.detach().double().cpu()
-        errors.append(float((m - e).abs().max() / e.abs().max()))
-    return float("inf") if any(np.isnan(errors)) else max(errors)
+    log = logging.getLogger("coremltools")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
-def to_onnx(model: nn.Module, image: Tensor) -> bytes:
-    """The model as ONNX for the shape of one image, with the maps as outputs.
+def to_onnx(
+    model: nn.Module,
+    image: Tensor,
+    *,
+    names: Sequence[str] = ("input",),
+    axes: Mapping[str, dict[int, str]] | None = None,
+    opset: int = DEFAULT_OPSET,
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """The model as ONNX.
 
     Args:
         model: in eval mode.
-        image: (B, C, H, W) of the model's dtype.
+        image: (B, C, H, W), an example of the model's dtype and device.
+        names: of the input, then of the outputs; outputs without a name get one.
+        axes: names of the axes that are left open, by input or output; none are by default.
+        opset: of ONNX, 14 to 20.
+        metadata: texts to store in ``metadata_props``.
 
     Raises:
         Unavailable: the package onnx, which PyTorch's exporter needs, is not installed.
     """
-    _need("onnx", "pip install '.[export]' brings it")
-    file = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        # The exporter that replaces this one needs another package, and splits GELU and attention alike.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of the image's size
-        # torch documents that a stream may be given, its annotations lack it.
-        target: Any = file
-        torch.onnx.export(model, (image,), target, dynamo=False, opset_version=20)
-    return file.getvalue()
+    onnx = require("onnx")
+    target: Any = (
+        io.BytesIO()
+    )  # torch documents that a stream may be given, its annotations lack it
+    with quiet(), torch.no_grad():
+        # NOTE: the exporter that replaces this one (dynamo=True) needs onnxscript, and refuses models
+        # whose Python computes sizes with int(), as mmseg's do.
+        torch.onnx.export(
+            model,
+            (image,),
+            target,
+            dynamo=False,
+            input_names=list(names[:1]),
+            output_names=list(names[1:]),
+            dynamic_axes=axes,
+            opset_version=opset,
+        )
+    if not metadata:
+        return target.getvalue()
+    proto = onnx.load_from_string(target.getvalue())
+    proto.producer_name, proto.producer_version = "fastvit_dense", metadata["version"]
+    onnx.helper.set_model_props(proto, dict(metadata))
+    return proto.SerializeToString()
+
+
+def to_openvino(model: nn.Module, image: Tensor, **options: Any) -> Any:
+    """The model as OpenVINO's ``Model``, by way of ONNX.
+
+    Args:
+        model: in eval mode.
+        image: (B, C, H, W), an example.
+        options: of :func:`to_onnx`; the metadata go into ``rt_info``, section ``fastvit_dense``.
+    """
+    ov = require("openvino")
+    graph = ov.Core().read_model(to_onnx(model, image, **options))
+    for key, value in (options.get("metadata") or {}).items():
+        graph.set_rt_info(value, [_RT_INFO, key])
+    return graph
+
+
+def open_onnx(model: bytes | str, *, threads: int, device: str = "cpu") -> Any:
+    """ONNX Runtime's session of a model, or of a file.
+
+    Args:
+        model: the content, or the file's path.
+        threads: threads of the CPU.
+        device: cpu or cuda; on CUDA float32 is computed in full.
+    """
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # Its threads wait for work by spinning, also after the run, where they would slow down whatever
+    # comes next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    provider, settings = "CPUExecutionProvider", {}
+    if device == "cuda":
+        provider, settings = "CUDAExecutionProvider", {"use_tf32": "0"}
+        if provider not in ort.get_available_providers():
+            raise Unavailable("this ONNX Runtime is the one for CPUs: onnxruntime-gpu has CUDA")
+    session = ort.InferenceSession(model, options, providers=[(provider, settings)])
+    if session.get_providers()[0] != provider:  # a library is missing: it goes on with the CPU
+        raise Unavailable(f"ONNX Runtime cannot load its {provider}: see what it logged")
+    return session
+
+
+def open_openvino(model: Any, *, threads: int, dtype: str = "float32") -> Any:
+    """OpenVINO's compiled model on the CPU.
+
+    Args:
+        model: as :func:`to_openvino` returns it, or a file's path.
+        threads: threads of the CPU.
+        dtype: of the arithmetic, a key of ``DTYPES``. Without it, OpenVINO computes in bfloat16 or float16
+            on processors that have units for them.
+    """
+    core = require("openvino").Core()
+    hint, needed = {
+        "float32": ("f32", "FP32"),
+        "bfloat16": ("bf16", "BF16"),
+        "float16": ("f16", "FP16"),
+    }[dtype]
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if needed not in able:
+        raise Unavailable(f"OpenVINO computes in {', '.join(able)} on this processor")
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": hint,
+    }
+    return core.compile_model(model, "CPU", options)
+
+
+def first_line(error: Exception) -> str:
+    """Class and first line of an error of a converter or runtime, which may be pages long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def versions(backends: Sequence[str]) -> dict[str, str]:
@@ -225,63 +343,36 @@ def _cuda_graph(
 
 def _compile(model: nn.Module, image: Tensor, setting: Setting) -> Run:
     import torch._dynamo as dynamo
-    import torch._inductor.config as inductor
 
     # Every model measured is one more version of the same functions.
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 256)
     dynamo.config.accumulated_recompile_limit = max(dynamo.config.accumulated_recompile_limit, 4096)
 
-    def wrap(model: nn.Module) -> Callable[..., Any]:
-        if setting.device == "cuda":
-            options: dict[str, Any] = {"triton.cudagraphs": True, "freezing": True}
-        else:
-            options = {"freezing": True}
-        unknown = set(options) - set(inductor.get_config_copy())
-        if unknown:
-            raise Unavailable(f"this torch.compile has no option {', '.join(sorted(unknown))}")
-        return torch.compile(model, options=options)
-
-    run = _eager(model, image, setting, torch.channels_last, wrap)
+    options: dict[str, Any] = {"freezing": True, "triton.cudagraphs": setting.device == "cuda"}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what could be faster elsewhere
+        with quiet():  # about what could be faster elsewhere
+            compiled = partial(torch.compile, options=options)
+            run = _eager(model, image, setting, torch.channels_last, compiled)
             run()
-    except Exception as e:  # no compiler, no kernel for a dtype: a reason in whatever class
+    except Exception as e:  # no compiler, no such option, no kernel for a dtype
         raise Unavailable(f"torch.compile fails: {first_line(e)}") from e
     return run
 
 
 def _onnxruntime(model: nn.Module, image: Tensor, setting: Setting) -> Run:
-    ort = _need("onnxruntime", "pip install '.[export]' brings it")
     if setting.dtype == "bfloat16":
         raise Unavailable("ONNX Runtime has no bfloat16 convolution")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if setting.device == "cuda":
-        provider, dtype = "CUDAExecutionProvider", DTYPES[setting.dtype]
-        if provider not in ort.get_available_providers():
-            raise Unavailable("this ONNX Runtime is the one for CPUs: onnxruntime-gpu has CUDA")
-        providers: list[Any] = [(provider, {"use_tf32": "0"})]  # float32 in full, as in PyTorch
-    else:
-        provider, dtype = "CPUExecutionProvider", torch.float32
-        providers = [provider]
-        if setting.dtype == "float16":
-            raise Unavailable("ONNX Runtime on a CPU computes float16 models in float32")
-        options.intra_op_num_threads = setting.threads
-        # Its threads wait for work by spinning, also after the run, where they would slow down whatever
-        # is measured next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    model = copy.deepcopy(model).to(device=setting.device, dtype=dtype)
-    x = image.to(device=setting.device, dtype=dtype)
-    session = ort.InferenceSession(to_onnx(model, x), options, providers=providers)
-    if session.get_providers()[0] != provider:  # a library is missing: it goes on with the CPU
-        raise Unavailable(f"ONNX Runtime cannot load its {provider}: see what it logged")
+    if (setting.device, setting.dtype) == ("cpu", "float16"):
+        raise Unavailable("ONNX Runtime on a CPU computes float16 models in float32")
+    target: dict[str, Any] = dict(device=setting.device, dtype=DTYPES[setting.dtype])
+    model, x = copy.deepcopy(model).to(**target), image.to(**target)
+    session = open_onnx(to_onnx(model, x), threads=setting.threads, device=setting.device)
     name = session.get_inputs()[0].name
     if setting.device == "cpu":
         inputs = {name: x.numpy()}
         return lambda: [torch.from_numpy(m) for m in session.run(None, inputs)]
     binding = session.io_binding()  # without it, each run would copy the maps to the CPU
-    numpy_dtype = np.float16 if dtype == torch.float16 else np.float32
+    numpy_dtype = np.float16 if setting.dtype == "float16" else np.float32
     binding.bind_input(name, "cuda", 0, numpy_dtype, tuple(x.shape), x.data_ptr())
     with torch.inference_mode():
         maps = [torch.empty_like(m, memory_format=torch.contiguous_format) for m in model(x)]
@@ -299,43 +390,14 @@ def _onnxruntime(model: nn.Module, image: Tensor, setting: Setting) -> Run:
 
 
 def _openvino(model: nn.Module, image: Tensor, setting: Setting) -> Run:
-    ov = _need("openvino", "pip install '.[export]' brings it")
-    importlib.import_module("openvino.preprocess")
     if setting.device == "cuda":
         raise Unavailable("OpenVINO does not run on CUDA devices")
-    core = ov.Core()
-    hint = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[setting.dtype]
-    wanted = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}[setting.dtype]
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if wanted not in able:
-        raise Unavailable(f"OpenVINO computes in {', '.join(able)} on this processor")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer, about checks of the image's size
-        graph = ov.convert_model(copy.deepcopy(model), example_input=image)
-    graph.reshape(list(image.shape))  # kernels for this shape alone
-    # Its convolutions compute in this order. Reordering float32 maps costs 2 to 5 % of a pass; here the
-    # image comes and the maps go as they do in channels_last eager.
-    order = ov.preprocess.PrePostProcessor(graph)
-    for end in (order.input(), *(order.output(i) for i in range(len(graph.outputs)))):
-        end.model().set_layout(ov.Layout("NCHW"))
-        end.tensor().set_layout(ov.Layout("NHWC"))
-    for i in range(len(graph.outputs)):  # maps of the arithmetic's dtype, as PyTorch's are
-        order.output(i).tensor().set_element_type(getattr(ov.Type, hint))
-    graph = order.build()
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": setting.threads,
-        "INFERENCE_PRECISION_HINT": hint,
-    }
-    request = core.compile_model(graph, "CPU", options).create_infer_request()
-    x = image.permute(0, 2, 3, 1).contiguous().numpy()
-    maps = []
-    for i in range(len(graph.outputs)):
-        data = request.get_output_tensor(i).data  # a view of what each pass writes
-        map_ = torch.from_numpy(
-            data.view(np.int16) if hint == "bf16" else data
-        )  # numpy has no bf16
-        maps.append(map_.view(DTYPES[setting.dtype]).permute(0, 3, 1, 2))
+    graph = to_openvino(model, image)
+    compiled = open_openvino(graph, threads=setting.threads, dtype=setting.dtype)
+    request = compiled.create_infer_request()
+    x = image.numpy()
+    # Views of what each pass writes.
+    maps = [torch.from_numpy(request.get_output_tensor(i).data) for i in range(len(graph.outputs))]
 
     def run() -> list[Tensor]:
         request.infer([x], share_inputs=True, share_outputs=True)
@@ -347,7 +409,12 @@ def _openvino(model: nn.Module, image: Tensor, setting: Setting) -> Run:
 def _tensorrt(model: nn.Module, image: Tensor, setting: Setting) -> Run:
     if setting.device != "cuda":
         raise Unavailable("TensorRT runs on CUDA devices: use --device cuda")
-    trt = _need("tensorrt", "pip install tensorrt, version 10 or later")
+    try:
+        trt = importlib.import_module("tensorrt")
+    except ModuleNotFoundError as e:
+        raise Unavailable(
+            "tensorrt is not installed: pip install tensorrt, version 10 or later"
+        ) from e
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
@@ -404,10 +471,3 @@ BACKENDS: dict[str, Callable[[nn.Module, Tensor, Setting], Run]] = {
     "tensorrt": _tensorrt,
 }
 SLOW_TO_PREPARE = ("compile", "tensorrt")
-
-
-def _need(package: str, cure: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as e:
-        raise Unavailable(f"{package} is not installed: {cure}") from e

@@ -84,15 +84,6 @@ def test_only_the_call_is_timed() -> None:
     assert interleave(calls, warmup=3, runs=1, clock=lambda: now[0]) == {"short": [1], "long": [5]}
 
 
-def test_relative_error() -> None:
-    one = torch.tensor([1.0, -4.0])
-    assert relative_error([one, one], [one, one]) == 0
-    assert relative_error([one, one + 0.2], [one, one]) == pytest.approx(0.05)
-    assert relative_error([one], [one, one]) == math.inf
-    assert relative_error([one[:1]], [one]) == math.inf
-    assert relative_error([one * math.nan], [one]) == math.inf
-
-
 def test_reference_outputs_are_those_before_fusion(t8: Contestant, image: torch.Tensor) -> None:
     with torch.no_grad():
         expected = t8.original(image)
