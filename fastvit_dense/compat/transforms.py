@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import cv2
 import mmcv
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from mmengine.registry import TRANSFORMS
 
-from ..io.media import is_truncated_jpeg
+from ..io.media import is_truncated_jpeg, too_large_for_opencv
+
+
+def why_unreadable(path: str, *, error: Exception) -> str:
+    """Why an image could not be loaded: what is seen from its file, or else the error."""
+    content = fileio.get(path)
+    if not content:
+        return "the file is empty"
+    if is_truncated_jpeg(content):
+        return f"it is a truncated JPEG of {len(content)} bytes; get it again"
+    reason = too_large_for_opencv(content) if isinstance(error, cv2.error) else ""
+    return reason or f"{type(error).__name__}: {error}"
 
 
 @TRANSFORMS.register_module()
@@ -15,13 +27,13 @@ class CheckImage(BaseTransform):
     """Compare the image just loaded with its file and its annotation; goes after LoadImageFromFile.
 
     - A truncated JPEG is an error. (OpenCV 4 fills what is missing with grey, and so does
-      OpenCV 5 where a download left zeros in its place.)
+      OpenCV 5 if a download left zeros in its place.)
     - If height and width are swapped against the annotation file, and the file has an EXIF
       orientation, the annotations were made on the stored pixels: the image is loaded again
-      without turning it. (Mirrored and half-turned images keep their size: they cannot be told.)
-    - Any other difference in size is an error: boxes would lie beside their objects.
+      without rotating it. (Mirrored and upside-down images keep their size: they cannot be told.)
+    - Any other difference in size is an error: boxes would miss their objects.
 
-    Reads `img`, and where present `img_path`, `height` and `width`; an image that came as an array
+    Reads `img` and, if present, `img_path`, `height` and `width`; an image that came as an array
     passes. May change `img`, `img_shape` and `ori_shape`.
 
     Args:
@@ -47,10 +59,10 @@ class CheckImage(BaseTransform):
         found = results["img"].shape[:2]
         if wanted == found[::-1]:
             colour = "color" if results["img"].ndim == 3 else "grayscale"
-            unturned = mmcv.imfrombytes(content, flag=f"{colour}_ignore_orientation", backend="cv2")
-            if unturned.shape[:2] == wanted:
-                results["img"] = unturned.astype(results["img"].dtype)
-                results["img_shape"] = results["ori_shape"] = unturned.shape[:2]
+            stored = mmcv.imfrombytes(content, flag=f"{colour}_ignore_orientation", backend="cv2")
+            if stored.shape[:2] == wanted:
+                results["img"] = stored.astype(results["img"].dtype)
+                results["img_shape"] = results["ori_shape"] = wanted
                 return results
         raise ValueError(
             f"{path} is {found[1]}x{found[0]} pixels (width x height), its annotation says "

@@ -1,26 +1,16 @@
-"""mmdet's COCO data set, with checks in place of silence."""
+"""mmdet's COCO dataset, with checks in place of silence."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
-from mmengine import fileio
 
-from ..io.media import is_truncated_jpeg, too_large_for_opencv
-from .annotations import (
-    check_annotations,
-    check_classes,
-    check_references,
-    log,
-    read_annotations,
-    some,
-)
+from ..compat.transforms import why_unreadable
+from .annotations import check_annotations, check_classes, log, read_annotations
 
 
 @DATASETS.register_module()
@@ -31,24 +21,10 @@ class CheckedCocoDataset(CocoDataset):
     860 000 training annotations.
 
     Raises:
-        FileNotFoundError: No annotation file; or, when it is asked for, no image.
-        ValueError: `metainfo['classes']` is a string; the annotation file is not one, or does not
-            hold the classes; nothing is left after filtering; an image cannot be prepared.
+        FileNotFoundError: The annotation file or, when it is asked for, an image does not exist.
+        ValueError: The annotation file is not one, or does not hold the classes; nothing is left
+            after filtering; an image cannot be prepared.
     """
-
-    @classmethod
-    def _load_metainfo(cls, metainfo: Mapping | None = None) -> dict:
-        classes = metainfo.get("classes") if isinstance(metainfo, Mapping) else None
-        if isinstance(classes, str) and not os.path.isfile(classes):
-            raise ValueError(
-                f"metainfo['classes'] is the string {classes!r}, which is neither a tuple nor a "
-                f"file of names; a tuple of one takes a comma: dict(classes=({classes!r},))"
-            )
-        meta = super()._load_metainfo(metainfo)
-        twice = [n for n, count in Counter(meta["classes"]).items() if count > 1]
-        if twice or not meta["classes"]:
-            raise ValueError(f"metainfo['classes'] is empty or names a class twice: {some(twice)}")
-        return meta
 
     def load_data_list(self) -> list[dict]:
         # mmdet calls COCOAPI with the path of a local copy: checking there, it is parsed only once.
@@ -61,7 +37,6 @@ class CheckedCocoDataset(CocoDataset):
     def _load_checked(self, path: str) -> COCO:
         file, classes = self.ann_file or "", self._metainfo["classes"]
         data = read_annotations(path, name=file, need_annotations=not self.test_mode)
-        check_references(data, file=file)
         check_classes(data, classes, file=file)
         loaders = [t for t in self.pipeline.transforms if getattr(t, "with_mask", False)]
         check_annotations(
@@ -108,13 +83,5 @@ class CheckedCocoDataset(CocoDataset):
                 ) from error
             if isinstance(error, ValueError) and path in str(error):
                 raise
-            reason = f"{type(error).__name__}: {error}"
-            if os.path.isfile(path):
-                content = fileio.get(path)
-                if not content:
-                    reason = "the file is empty"
-                elif is_truncated_jpeg(content):
-                    reason = f"it is a truncated JPEG of {len(content)} bytes; get it again"
-                else:
-                    reason = too_large_for_opencv(content) or reason
+            reason = why_unreadable(path, error=error) if os.path.isfile(path) else repr(error)
             raise ValueError(f"{path} cannot be prepared ({where}): {reason}") from error

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
@@ -20,43 +19,30 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset
 from mmseg.registry import DATASETS, HOOKS, TRANSFORMS
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ..compat.transforms import why_unreadable
 from ..engine.models import unwrap
-from ..engine.resume import SeededDataset
-from ..io.media import OPENCV_MAX_PIXELS, stored_size
 
 IGNORED = 255  # the value mmseg gives pixels without a label
 
 
 class CheckedFiles(BaseSegDataset):
-    """A dataset whose images and label images are all there, and that names the one that fails.
+    """A dataset whose images and label images all exist, and that names the one that fails.
 
     Takes the arguments of mmseg's dataset. Files are looked for once, when the dataset is made.
 
     Args:
-        max_pixels: an image that Pillow reads, as it does label images, may have so many. None leaves
-            Pillow's own limit, a guard against small files that unpack into all memory: it warns above
-            89 478 485 pixels and refuses more than twice as many.
+        max_pixels: Pillow, which reads label images, refuses larger ones. None leaves Pillow's own
+            limit of 178 956 970 pixels, a guard against small files that unpack into all memory.
 
     Raises:
         FileNotFoundError: a folder, image list, or label image does not exist.
-        ValueError: there is no image; `metainfo['classes']` is a string; an image cannot be prepared;
-            max_pixels is no positive whole number.
+        ValueError: the folder holds no image; an image cannot be prepared.
     """
 
     def __init__(self, *args: Any, max_pixels: int | None = None, **kwargs: Any) -> None:
-        if max_pixels is not None and not (isinstance(max_pixels, int) and max_pixels > 0):
-            raise ValueError(
-                f"max_pixels is {max_pixels!r}, expected a whole number above 0, or None for Pillow's limit"
-            )
         self.max_pixels = max_pixels
-        classes = (kwargs.get("metainfo") or {}).get("classes")
-        if isinstance(classes, str) and not osp.isfile(classes):
-            raise ValueError(
-                f"metainfo['classes'] is the string {classes!r}, which is neither a tuple nor a "
-                f"file of names; a tuple of one takes a comma: dict(classes=({classes!r},))"
-            )
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -99,47 +85,26 @@ class CheckedFiles(BaseSegDataset):
             paths = [info["img_path"], info.get("seg_map_path", "")]
             if isinstance(error, ValueError) and any(p and p in str(error) for p in paths):
                 raise
-            if too_large := self._too_large(error, image=paths[0], labels=paths[1]):
-                raise ValueError(too_large) from error
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+                reason += "; if it is meant to be so large, set max_pixels of the dataset"
+            elif osp.isfile(paths[0]):
+                reason = why_unreadable(paths[0], error=error)
             raise kind(
-                f"{paths[0]} with label image {paths[1]} cannot be prepared: "
-                f"{type(error).__name__}: {error}"
+                f"{paths[0]} with label image {paths[1]} cannot be prepared: {reason}"
             ) from error
-
-    def _too_large(self, error: Exception, *, image: str, labels: str) -> str:
-        """What to say of an error that is about the size of an image; empty for others."""
-        if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-            path, limit = labels or image, self.max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            what = (
-                f"more than the {limit} that are read, since a small file can unpack into all memory. If "
-                "it is meant to be so large, raise the limit in the config of the dataset"
-            )
-        elif isinstance(error, cv2.error):
-            path, limit = image, OPENCV_MAX_PIXELS
-            what = (
-                f"more than the {limit} that OpenCV reads. Let Pillow read it, with "
-                "dict(type='LoadImageFromFile', imdecode_backend='pillow') and, in the dataset"
-            )
-        else:
-            return ""
-        width, height = stored_size(fileio.get(path)) or (0, 0)
-        if width * height <= limit:
-            return ""
-        return f"{path} is {width}x{height} pixels (width x height), {what}: max_pixels={width * height}"
 
 
 @contextmanager
 def _pillow_limit(max_pixels: int | None) -> Iterator[None]:
     """Let Pillow read images of up to `max_pixels` without a warning, and none above."""
-    if max_pixels is None:
-        yield
-        return
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels or before
     try:
         with warnings.catch_warnings():
-            # Pillow warns above its limit and fails above twice that.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if max_pixels:  # Pillow warns above its limit and fails above twice that
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
@@ -179,7 +144,7 @@ class CheckLabels(BaseTransform):
         self.backend_args = backend_args
 
     def transform(self, results: dict) -> dict:
-        """Raises ValueError where the label image is not one; it names the file."""
+        """Raises ValueError if the label image is not one; it names the file."""
         if "gt_seg_map" not in results:
             return results
         labels, path = results["gt_seg_map"], results["seg_map_path"]
@@ -187,39 +152,30 @@ class CheckLabels(BaseTransform):
             with Image.open(io.BytesIO(fileio.get(path, self.backend_args))) as image:
                 mode = image.mode
                 image.verify()  # checksums of a PNG, which its decoders pass over
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{path} is not an image that can be read: {error}") from error
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{path} is damaged, get it again: {error}") from error
         if mode not in ("L", "P", "1"):
-            what = "16 or 32 bits a pixel" if mode.startswith("I") else f"mode {mode}"
             raise ValueError(
-                f"{path} has {what}: expected a label image of one channel of 8 bits, class numbers "
-                "as values. Convert colours or wider numbers to class numbers first."
+                f"{path} has Pillow's mode {mode}: expected a label image of one channel of 8 bits, "
+                "class numbers as values. Convert colours or wider numbers to class numbers first."
             )
         wanted = tuple(results["ori_shape"][:2])
         if labels.shape != wanted:
-            turned = (
-                " If the photograph carries an EXIF orientation and was labelled as stored, load it "
-                'with dict(type="LoadImageFromFile", color_type="color_ignore_orientation").'
-                if labels.shape == wanted[::-1]
-                else ""
-            )
             raise ValueError(
                 f"{path} is {labels.shape[1]}x{labels.shape[0]} pixels (width x height), its image "
-                f"{results.get('img_path')} is {wanted[1]}x{wanted[0]}: they must be equal.{turned}"
+                f"{results.get('img_path')} is {wanted[1]}x{wanted[0]}: they must be equal. If an EXIF "
+                "orientation swaps them, and the image was labelled as stored, load it with "
+                'dict(type="LoadImageFromFile", color_type="color_ignore_orientation").'
             )
         occurs = np.zeros(256, bool)
         occurs[labels.ravel()] = True
         wrong = np.flatnonzero(occurs[results["num_classes"] : IGNORED]) + results["num_classes"]
         if wrong.size:
-            shift = 1 if results.get("reduce_zero_label") else 0
-            shown = ", ".join(str(v + shift) for v in wrong[:5])
-            unlabelled = "0 or 255" if shift else "255"
+            shift = int(bool(results.get("reduce_zero_label")))
             raise ValueError(
-                f"{path} holds {shown}{', ...' if wrong.size > 5 else ''}, but with "
+                f"{path} holds {', '.join(str(v + shift) for v in wrong[:5])}, but with "
                 f"{results['num_classes']} classes labels run from {shift} to "
-                f"{results['num_classes'] - 1 + shift} ({unlabelled} for unlabelled). "
+                f"{results['num_classes'] - 1 + shift} ({'0 or ' * shift}255 for unlabelled). "
                 "Is it the label image of this dataset, are metainfo['classes'] all of them, "
                 "and is reduce_zero_label right?"
             )
@@ -238,29 +194,27 @@ class ClassesFitHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Check the training dataset."""
-        self._check(runner, runner.train_dataloader.dataset)
+        _check_heads(runner.model, runner.train_dataloader.dataset)
 
     def before_val(self, runner: Any) -> None:
         """Check the validation dataset."""
-        self._check(runner, runner.val_dataloader.dataset)
+        _check_heads(runner.model, runner.val_dataloader.dataset)
 
     def before_test(self, runner: Any) -> None:
         """Check the test dataset."""
-        self._check(runner, runner.test_dataloader.dataset)
+        _check_heads(runner.model, runner.test_dataloader.dataset)
 
-    def _check(self, runner: Any, dataset: Any) -> None:
-        if isinstance(dataset, SeededDataset):
-            dataset = dataset.dataset
-        classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
-        if classes is None:
-            print_log(f"{type(dataset).__name__} names no classes: they are not checked", "current")
-            return
-        for name, module in unwrap(runner.model).named_modules():
-            found = getattr(module, "num_classes", None)
-            if name.split(".")[0] in ("decode_head", "auxiliary_head") and isinstance(found, int):
-                if found != len(classes):
-                    raise ValueError(
-                        f"model.{name} has num_classes={found}, {type(dataset).__name__} has "
-                        f"{len(classes)} classes ({', '.join(classes[:3])}, ...): set "
-                        f"model.{name}.num_classes={len(classes)}, or metainfo.classes"
-                    )
+
+def _check_heads(model: Any, dataset: Any) -> None:
+    classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
+    if classes is None:
+        print_log(f"{dataset!r:.80} names no classes: they are not checked", "current")
+        return
+    for name, module in unwrap(model).named_modules():
+        found = getattr(module, "num_classes", len(classes))
+        if name.split(".")[0] in ("decode_head", "auxiliary_head") and found != len(classes):
+            raise ValueError(
+                f"model.{name} has num_classes={found}, the dataset has {len(classes)} classes "
+                f"({', '.join(classes[:3])}, ...): set model.{name}.num_classes={len(classes)}, or "
+                "metainfo.classes"
+            )

@@ -24,7 +24,7 @@ class TiledSegmentor(EncoderDecoder):
 
     EncoderDecoder keeps the logits of the whole image, several times: 60 GB each for 150 classes on
     10 000 x 10 000 pixels. Here, with ``test_cfg=dict(mode="slide", crop_size=(h, w), stride=(h, w))``,
-    logits exist for one row of windows. Rows that no later window reaches are averaged, brought to
+    logits exist for one row of windows. Rows that no later window reaches are averaged, resized to
     the original size and reduced to labels at once. Windows and labels are those of EncoderDecoder, up
     to rounding. What still grows with the height is the image itself (float32, made by the data
     preprocessor) and the label map.
@@ -32,8 +32,8 @@ class TiledSegmentor(EncoderDecoder):
     With ``mode="whole"`` it is EncoderDecoder. Training is the same in both modes.
 
     In slide mode a result has ``pred_sem_seg`` and on purpose no ``seg_logits``: they are what does
-    not fit. So it cannot stand below ``SegTTAModel``, which merges logits (and would say that
-    SegDataSample has no attribute ``_seg_logits``): use EncoderDecoder for test-time augmentation.
+    not fit. So ``SegTTAModel``, which merges logits, cannot wrap it: use EncoderDecoder for test-time
+    augmentation.
 
     Args:
         as for :class:`mmseg.models.EncoderDecoder`, by keyword. Of ``test_cfg``, crop_size and stride
@@ -59,9 +59,9 @@ class TiledSegmentor(EncoderDecoder):
 
         Args:
             inputs: normalised images, (N, 3, H, W).
-            data_samples: one an image. Of the metainfo are read: ``ori_shape`` (height, width), the size
+            data_samples: one per image. Of the metainfo are read: ``ori_shape`` (height, width), the size
                 of the labels; ``img_padding_size`` or ``padding_size`` (left, right, top, bottom),
-                taken off; ``flip`` and ``flip_direction``, undone.
+                taken off.
 
         Returns:
             The samples (new ones if there were none) with ``pred_sem_seg``: (1, height, width) labels,
@@ -69,9 +69,8 @@ class TiledSegmentor(EncoderDecoder):
             ``seg_logits`` in whole mode alone.
 
         Raises:
-            ValueError: of ``test_cfg`` as in the constructor; an unknown flip_direction.
+            ValueError: an image was flipped (``flip``), in slide mode.
         """
-        _check_test_cfg(self.test_cfg)
         if not self.test_cfg or self.test_cfg.get("mode", "whole") == "whole":
             return super().predict(inputs, data_samples)
         if data_samples is None:
@@ -96,7 +95,7 @@ class TiledSegmentor(EncoderDecoder):
                 (height, width),
                 meta,
                 align_corners=self.align_corners,
-                threshold=getattr(self.decode_head, "threshold", None),
+                threshold=self.decode_head.threshold if self.out_channels == 1 else None,
                 # The temporaries of a block together take about as much as the band.
                 block_elements=min(crop_h, height) * width // 4,
             )
@@ -167,7 +166,7 @@ def bilinear_table(size: int, out: int, *, align_corners: bool | None) -> tuple[
 class _LabelWriter:
     """Makes one image's label map from rows of its logits, which come from the top down.
 
-    Does what ``EncoderDecoder.postprocess_result`` does to whole logits: padding off, flip undone,
+    Does what ``EncoderDecoder.postprocess_result`` does to whole logits: padding off,
     bilinear resize to ``ori_shape``, argmax or threshold.
 
     Args:
@@ -191,26 +190,18 @@ class _LabelWriter:
         self.rows, self.columns = (top, size[0] - bottom), (left, size[1] - right)
         self.shape = self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
         self.out_shape = int(meta["ori_shape"][0]), int(meta["ori_shape"][1])
-        direction = meta.get("flip_direction") if meta.get("flip") else None
-        if meta.get("flip") and direction not in ("horizontal", "vertical"):
+        if meta.get("flip"):
             raise ValueError(
-                f"flip_direction is {direction!r}, expected 'horizontal' or 'vertical': mmseg undoes "
-                "no other flip"
+                "the image is flipped, which mode 'slide' of TiledSegmentor does not undo: take "
+                "RandomFlip out of the test pipeline, or use EncoderDecoder"
             )
-        self.mirrored = direction == "horizontal"
         self.align_corners, self.threshold = align_corners, threshold
         self.block = max(block_elements // self.out_shape[1], 1)
 
-        lower, weight = bilinear_table(
+        self.lower, self.weight = bilinear_table(
             self.shape[0], self.out_shape[0], align_corners=align_corners
         )
-        upper = (lower + 1).clamp(max=self.shape[0] - 1)
-        target = torch.arange(self.out_shape[0])
-        if direction == "vertical":  # the bottom of the output is what comes first
-            lower, upper = ((self.shape[0] - 1 - rows).flip(0) for rows in (lower, upper))
-            weight, target = weight.flip(0), target.flip(0)
-        self.lower, self.upper, self.weight, self.target = lower, upper, weight, target
-        self.last_needed = torch.maximum(lower, upper)  # ascending
+        self.upper = (self.lower + 1).clamp(max=self.shape[0] - 1)  # ascending, as is lower
         self.received = self.written = 0
         # The last row that came: the next output row may lie between it and what comes next.
         self.carry: Tensor | None = None
@@ -224,23 +215,20 @@ class _LabelWriter:
         if begin >= end:  # padding alone
             return
         rows = logits[:, begin - first : end - first, slice(*self.columns)]
-        if self.mirrored:
-            rows = rows.flip(2)
         start, stop = begin - self.rows[0], end - self.rows[0]  # without the padding
         if self.map is None:
             kind = torch.int64 if len(logits) > 1 else logits.dtype
             self.map = torch.zeros(self.out_shape, dtype=kind, device=logits.device)
-        if self.shape == self.out_shape:
-            for at in range(0, stop - start, self.block):
-                block = slice(at, min(at + self.block, stop - start))
-                self._put(rows[:, block], self.target[start:stop][block])
-            return
         if self.carry is not None:
             rows, start = torch.cat([self.carry, rows], dim=1), start - 1
-        ready = int(torch.searchsorted(self.last_needed, stop))
+        ready = int(torch.searchsorted(self.upper, stop))
         for at in range(self.written, ready, self.block):
             block = slice(at, min(at + self.block, ready))
-            self._put(self._resized(rows, start, block), self.target[block])
+            resized = self._resized(rows, start, block)
+            if self.threshold is None:
+                self.map[block] = resized.argmax(dim=0)
+            else:
+                self.map[block] = resized[0].sigmoid() > self.threshold
         self.written = ready
         self.carry = rows[:, -1:].clone()
 
@@ -264,45 +252,26 @@ class _LabelWriter:
         weight = self.weight[block].to(rows)[:, None]
         return wide[:, below] * (1 - weight) + wide[:, above] * weight
 
-    def _put(self, logits: Tensor, target: Tensor) -> None:
-        """Write the labels of (C, rows, output width) logits to rows ``target``."""
-        assert self.map is not None
-        if len(logits) > 1:
-            labels = logits.argmax(dim=0)
-        else:
-            assert self.threshold is not None
-            labels = (logits[0].sigmoid() > self.threshold).to(logits)
-        self.map[target.to(logits.device)] = labels
 
-
-def _check_test_cfg(cfg: Mapping[str, Any] | None) -> None:
-    cfg = cfg or {}
+def _check_test_cfg(cfg: Mapping[str, Any]) -> None:
     mode = cfg.get("mode", "whole")
     if mode not in ("whole", "slide"):
         raise ValueError(f"test_cfg.mode is {mode!r}, expected 'whole' or 'slide'")
     if mode == "whole":
         return
-    pairs = {}
-    for key in ("crop_size", "stride"):
-        pair = cfg.get(key)
-        if (
-            not isinstance(pair, Sequence)
-            or len(pair) != 2
-            or not all(isinstance(n, int) for n in pair)
-        ):
-            raise ValueError(
-                f"test_cfg.{key} is {pair!r}: mode 'slide' needs (height, width) in whole pixels, "
-                "such as crop_size=(512, 512), stride=(384, 384)"
-            )
-        pairs[key] = tuple(pair)
-    crop, stride = pairs["crop_size"], pairs["stride"]
-    if min(crop) < _SMALLEST_CROP:
-        raise ValueError(
-            f"test_cfg.crop_size is {crop}: below {_SMALLEST_CROP} pixels nothing is left of a window "
-            "at FastViT's last stage. Use the size that the model was trained on."
+    crop: Any = cfg.get("crop_size")
+    stride: Any = cfg.get("stride")
+    try:
+        fits = len(crop) == len(stride) == 2 and all(
+            isinstance(c, int) and isinstance(s, int) and c >= _SMALLEST_CROP and 1 <= s <= c
+            for c, s in zip(crop, stride, strict=True)
         )
-    if min(stride) < 1 or stride[0] > crop[0] or stride[1] > crop[1]:
+    except TypeError:
+        fits = False
+    if not fits:
         raise ValueError(
-            f"test_cfg.stride is {stride}, crop_size {crop}: expected a stride from 1 to the crop, "
-            "since a larger one leaves pixels out. Three quarters of the crop are usual."
+            f"test_cfg has crop_size={crop!r}, stride={stride!r}: mode 'slide' needs (height, width) in "
+            f"whole pixels, a crop of at least {_SMALLEST_CROP}, the stride of FastViT's last stage, and "
+            "a stride from 1 to the crop, since a larger one leaves pixels out; such as "
+            "crop_size=(512, 512), stride=(384, 384)"
         )

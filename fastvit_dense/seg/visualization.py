@@ -1,11 +1,10 @@
-"""Pictures of semantic segmentation: classes laid over the image, with a legend beside it.
+"""Pictures of semantic segmentation: classes over the image, with a legend beside it.
 
 Shapes: H, W image height and width. Colours of palettes are RGB, images BGR as OpenCV's unless said.
 """
 
 from __future__ import annotations
 
-import os.path as osp
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def draw_segmentation(
             first.
 
     Returns:
-        (H, W, 3) uint8 BGR, with a legend (max(H, 18 * 3), W + 150, 3).
+        (H, W, 3) uint8 BGR, with a legend (H, W + 150, 3).
 
     Raises:
         ValueError: `labels` is of another size than the image.
@@ -62,7 +61,7 @@ def draw_segmentation(
     painted[known] = np.round(over).astype(np.uint8)
     if not legend:
         return painted
-    return np.hstack(_same_height([painted, draw_legend(labels, image.shape[0], classes, palette)]))
+    return np.hstack([painted, draw_legend(labels, image.shape[0], classes, palette)])
 
 
 def draw_legend(
@@ -71,35 +70,20 @@ def draw_legend(
     """Names and colours of the classes in `labels` (any shape), the most frequent first.
 
     Returns:
-        (max(height, 54), 150, 3) uint8 BGR. What does not fit is counted in the last line.
+        (height, 150, 3) uint8 BGR. What does not fit is counted in the last line.
     """
-    height = max(height, 3 * _TEXT_HEIGHT)
     counts = np.bincount(labels[(labels >= 0) & (labels < len(classes))], minlength=len(classes))
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
     rows = height // _TEXT_HEIGHT
-    lines: list[tuple[str, Sequence[int] | None]] = [(classes[i], palette[i]) for i in order]
+    lines = [(classes[i][:18], tuple(int(c) for c in palette[i][::-1])) for i in order]
     if len(lines) > rows:
-        lines = [*lines[: rows - 1], (f"and {len(lines) - rows + 1} more", None)]
+        lines[max(rows - 1, 0) :] = [(f"and {len(lines) - rows + 1} more", (255, 255, 255))]
     panel = np.full((height, _LEGEND_WIDTH, 3), 255, np.uint8)
-    for row, (name, colour) in enumerate(lines):
+    for row, (name, bgr) in enumerate(lines):
         y = row * _TEXT_HEIGHT
-        if colour is not None:
-            bgr = tuple(int(c) for c in colour[::-1])
-            cv2.rectangle(panel, (5, y + 3), (17, y + 15), bgr, -1)
-        text = name if len(name) <= 18 else name[:17] + "."
-        cv2.putText(panel, text, (22, y + 14), _FONT, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.rectangle(panel, (5, y + 3), (17, y + 15), bgr, -1)
+        cv2.putText(panel, name, (22, y + 14), _FONT, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return panel
-
-
-def _same_height(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Pad pictures (H_i, W_i, 3) with white below to the greatest height."""
-    height = max(p.shape[0] for p in pictures)
-    return [
-        cv2.copyMakeBorder(
-            p, 0, height - p.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255)
-        )
-        for p in pictures
-    ]
 
 
 @VISUALIZERS.register_module()
@@ -137,31 +121,28 @@ class LegendVisualizer(SegLocalVisualizer):
             step: step it is stored under in the backends.
             with_labels: draw the legend.
         """
-        classes, palette = self.dataset_meta["classes"], self.dataset_meta["palette"]
         maps = [
-            getattr(data_sample, key).data.squeeze(0).cpu().numpy().astype(np.int64)
+            data_sample.get(key).data[0].cpu().numpy()
             for key, wanted in (("gt_sem_seg", draw_gt), ("pred_sem_seg", draw_pred))
             if wanted and data_sample is not None and key in data_sample
         ]
-        bgr = np.ascontiguousarray(image[:, :, ::-1])
-        drawn = [
-            draw_segmentation(
-                bgr, labels, classes=classes, palette=palette, alpha=self.alpha, legend=False
-            )
-            for labels in maps
-        ] or [bgr]
-        if with_labels and maps:
-            every = np.concatenate([labels.ravel() for labels in maps])
-            drawn.append(draw_legend(every, image.shape[0], classes, palette))
-        picture = np.hstack(_same_height(drawn))
-        rgb = np.ascontiguousarray(picture[:, :, ::-1])
-        self.set_image(rgb)
+        picture = image
+        if maps:
+            picture = draw_segmentation(
+                np.hstack([image[:, :, ::-1]] * len(maps)),
+                np.hstack(maps).astype(np.int64),
+                classes=self.dataset_meta["classes"],
+                palette=self.dataset_meta["palette"],
+                alpha=self.alpha,
+                legend=bool(with_labels),
+            )[:, :, ::-1]
+        self.set_image(picture)
         if show:
-            self.show(rgb, win_name=name, wait_time=wait_time)
+            self.show(picture, win_name=name, wait_time=wait_time)
         elif out_file is not None:
-            mmcv.imwrite(picture, out_file)
+            mmcv.imwrite(picture[:, :, ::-1], out_file)
         else:
-            self.add_image(name, rgb, step)
+            self.add_image(name, picture, step)
 
 
 @HOOKS.register_module()
@@ -194,14 +175,12 @@ class SegPicturesHook(Hook):
         if not self.draw:
             return
         for i, sample in enumerate(outputs):
-            image = mmcv.imfrombytes(fileio.get(sample.img_path), channel_order="rgb")
             file = None
             if self.test_out_dir is not None:
-                name = Path(sample.img_path).stem + ".jpg"
-                file = osp.join(self.test_out_dir, name)
+                file = str(Path(self.test_out_dir, Path(sample.img_path).stem + ".jpg"))
             runner.visualizer.add_datasample(
-                osp.basename(sample.img_path),
-                image,
+                Path(sample.img_path).name,
+                mmcv.imfrombytes(fileio.get(sample.img_path), channel_order="rgb"),
                 sample,
                 show=self.show,
                 wait_time=self.wait_time,

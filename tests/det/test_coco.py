@@ -1,4 +1,4 @@
-"""All that a COCO-format data set can have wrong: an error or a line in the log, never silence."""
+"""All that a COCO-format dataset can have wrong: an error or a line in the log, never silence."""
 
 import copy
 import json
@@ -17,9 +17,10 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.registry import DefaultScope
 
-from fastvit_dense.compat.transforms import CheckImage, is_truncated_jpeg
+from fastvit_dense.compat.transforms import CheckImage
 from fastvit_dense.det import annotations as coco_annotations
 from fastvit_dense.det.coco import CheckedCocoDataset
+from fastvit_dense.io.media import is_truncated_jpeg
 from fastvit_dense.synthetic.coco import write_coco
 
 BOX = [10.0, 5.0, 20.0, 10.0]
@@ -63,6 +64,7 @@ def _scope():
 
 @pytest.fixture
 def messages(monkeypatch):
+    """(level, text) of what is logged."""
     found = []
     monkeypatch.setattr(
         coco_annotations, "print_log", lambda text, logger, level: found.append((level, text))
@@ -70,9 +72,13 @@ def messages(monkeypatch):
     return found
 
 
+def warnings_of(messages):
+    return [text for level, text in messages if level == logging.WARNING]
+
+
 @pytest.fixture
 def build(tmp_path, messages):
-    """Write `data` (a dict, or text as it stands) and images; build a data set of it."""
+    """Write `data` (a dict, or text as it stands) and images; build a dataset of it."""
 
     def build(data, *, classes=("person", "dog"), cls=CheckedCocoDataset, **options):
         text = data if isinstance(data, str) else json.dumps(data)
@@ -129,20 +135,21 @@ def test_a_good_file_gives_what_mmdet_gives(tmp_path):
 @pytest.mark.parametrize("ann_file", ["", "none.json"])
 @pytest.mark.parametrize("test_mode", [False, True])
 def test_no_annotation_file(build, ann_file, test_mode):
-    with pytest.raises(FileNotFoundError, match=f"{ann_file}.*set data_root and ann_file"):
+    with pytest.raises(FileNotFoundError, match=f"{ann_file}.*does not exist.*data_root"):
         build(content(), ann_file=ann_file, test_mode=test_mode)
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        (json.dumps(content())[:-20], r"ann.json \(\d+ bytes\) is not valid JSON.*cut off"),
-        (json.dumps(content())[:60], "not valid JSON.*cut off"),
-        ("", "not valid JSON.*cut off"),
-        ('{"images": [1, 2,, 3], "annotations": []}', "line 1 column 18.*damaged"),
-        ("[]", "holds a list; expected a dict"),
-        (json.dumps([dict(image_id=1, score=0.5)]), "list of detections"),
-        (json.dumps(dict(metainfo={}, data_list=[])), "OpenMMLab's own"),
+        (json.dumps(content())[:-20], r"ann.json \(\d+ bytes\) is not valid JSON.*truncated"),
+        (json.dumps(content())[:60], "not valid JSON"),
+        ("", "not valid JSON"),
+        ('{"images": [1, 2,, 3], "annotations": []}', "not valid JSON.*line 1 column 18"),
+        ("7", "instances_.*got a int"),
+        ("[]", "instances_.*got a list"),
+        (json.dumps([dict(image_id=1, score=0.5)]), "instances_.*got a list"),
+        (json.dumps(dict(metainfo={}, data_list=[])), "instances_.*'data_list'"),
     ],
 )
 def test_not_an_annotation_file(build, text, message):
@@ -152,17 +159,16 @@ def test_not_an_annotation_file(build, text, message):
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
 def test_a_list_is_missing(build, key):
-    with pytest.raises(ValueError, match=f"ann.json: '{key}' missing or no list"):
-        build(content(**{key: ...}))
-    with pytest.raises(ValueError, match=f"ann.json: '{key}' missing or no list"):
-        build(content(**{key: {}}))
+    for missing in (..., {}):
+        with pytest.raises(ValueError, match=f"ann.json has no list '{key}'"):
+            build(content(**{key: missing}))
 
 
 @pytest.mark.parametrize(
     "number, message",
     [
-        ("9" * 5000, "ann.json is no annotation file: Exceeds the limit"),
-        ("[" * 10**5 + "]" * 10**5, "ann.json is no annotation file: maximum recursion"),
+        ("9" * 5000, "ann.json .*not valid JSON.*limit"),
+        ("[" * 10**5 + "]" * 10**5, "ann.json .*not valid JSON.*recursion"),
     ],
 )
 def test_numbers_and_lists_beyond_reason(build, number, message):
@@ -173,60 +179,54 @@ def test_numbers_and_lists_beyond_reason(build, number, message):
 @pytest.mark.parametrize("name", [None, 7, ["7.jpg"]])
 def test_names_that_are_none(build, name):
     images = [dict(id=7, file_name=name, width=80, height=60)]
-    with pytest.raises(ValueError, match="1 of 1 images have a 'file_name' that is not text"):
+    with pytest.raises(ValueError, match="1 of 1 images .*'file_name'.*: 7"):
         build(content(images=images))
 
 
-def test_other_files_of_coco_are_recognised(build):
+def test_other_files_of_coco_are_refused(build):
     caption = dict(id=1, image_id=7, caption="A dog.")
-    with pytest.raises(ValueError, match="captions file; detection needs instances"):
+    with pytest.raises(ValueError, match=r"instances_\*"):
         build(content(caption, categories=...))
-    with pytest.raises(ValueError, match="panoptic file"):
+    with pytest.raises(ValueError, match="'id'.*segments_info"):
         build(content(dict(image_id=7, segments_info=[])))
-    with pytest.raises(ValueError, match="keypoints file"):
-        build(content(dict(id=1, image_id=7, keypoints=[0] * 51)))
 
 
 @pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox", "area"])
 def test_a_key_is_missing(build, key):
-    with pytest.raises(ValueError, match=f"1 of 2 annotations have no '{key}'.*number 1"):
+    with pytest.raises(ValueError, match=f"1 of 2 annotations .*'{key}'.*2"):
         build(content(ann(1), ann(2, **{key: ...})))
 
 
 def test_iscrowd_is_needed_to_evaluate_only(build):
     assert len(build(content(ann(1, iscrowd=...)))) == 1
-    with pytest.raises(ValueError, match="have no 'iscrowd'"):
+    with pytest.raises(ValueError, match="1 annotations .*'iscrowd': 1"):
         build(content(ann(1, iscrowd=...)), test_mode=True)
 
 
 def test_images_without_size_or_name(build):
-    with pytest.raises(ValueError, match="images have no 'height'.*number 0.*id 7"):
+    with pytest.raises(ValueError, match="1 of 1 images .*'height'.*: 7"):
         build(content(images=[dict(id=7, file_name="7.jpg", width=80)]))
-    with pytest.raises(ValueError, match="without a positive size: ids 7"):
+    with pytest.raises(ValueError, match="1 of 1 images .*'height'.*: 7"):
         build(content(images=[dict(id=7, file_name="7.jpg", width=80, height=0)]))
 
 
 def test_ids(build):
-    with pytest.raises(ValueError, match="1 ids of annotations are given twice: 4"):
+    with pytest.raises(ValueError, match="annotations .*twice: 4"):
         build(content(ann(4), ann(4)))
-    with pytest.raises(ValueError, match="1 ids of images are given twice: 7"):
+    with pytest.raises(ValueError, match="images .*twice: 7"):
         build(content(images=content()["images"] * 2))
-    with pytest.raises(ValueError, match="2 of 3 annotations have a image_id.*ids 5, 6"):
+    with pytest.raises(ValueError, match="2 annotations .*image_id.*: 5, 6"):
         build(content(ann(4), ann(5, image_id=1), ann(6, image_id="7")))
-    with pytest.raises(ValueError, match="1 of 1 annotations have a category_id.*ids 4"):
+    with pytest.raises(ValueError, match="1 annotations .*category_id.*: 4"):
         build(content(ann(4, category_id=0)))
 
 
 def test_classes_that_the_file_does_not_have(build):
-    with pytest.raises(
-        ValueError, match=r"1 of the 2 classes.*'Person' \(did you mean 'person'\?\)"
-    ):
+    with pytest.raises(ValueError, match="1 of the 2 classes.*'Person'.*'person', 'dog'"):
         build(content(), classes=("Person", "dog"))
-    with pytest.raises(ValueError, match="'zebra'.*The file has 'person', 'dog'"):
-        build(content(), classes=("zebra",))
     with pytest.raises(ValueError, match="79 of the 80|78 of the 80.*COCO's 80 classes"):
         build(content(), metainfo=None)
-    with pytest.raises(ValueError, match="several categories are called 'dog'"):
+    with pytest.raises(ValueError, match="twice: 'dog'"):
         build(content(categories=[dict(id=i, name="dog") for i in (3, 4)]))
     # The silence this is about:
     silent = build(content(), classes=("Person", "dog"), cls=CocoDataset)
@@ -234,7 +234,7 @@ def test_classes_that_the_file_does_not_have(build):
 
 
 def test_order_of_classes(build):
-    with pytest.raises(ValueError, match=r"another order.*classes=\('person', 'dog'\)"):
+    with pytest.raises(ValueError, match=r"order.*classes=\('person', 'dog'\)"):
         build(content(), classes=("dog", "person"))
     # What it protects from: mmdet calls a person, label 0, by classes[0], 'dog'.
     silent = build(content(), classes=("dog", "person"), cls=CocoDataset)
@@ -243,74 +243,75 @@ def test_order_of_classes(build):
 
 def test_categories_left_out_are_logged(build, messages):
     build(content(ann(1), ann(2, category_id=9)), classes=("person",))
-    level, text = messages[0]
-    assert level == logging.WARNING
-    assert "1 categories are not in metainfo['classes'], their 1 annotations" in text
-    assert "'dog'" in text
+    (text,) = warnings_of(messages)
+    assert "1 categories" in text and "1 annotations are left out" in text and "'dog'" in text
 
 
 def test_classes_as_a_string(build, tmp_path):
-    with pytest.raises(ValueError, match=r"is the string 'person'.*classes=\('person',\)"):
-        build(content(), classes=("person"), lazy_init=True)
+    with pytest.raises(ValueError, match=r"'p', 'e', 'r'.*classes=\(\.\.\.,\)"):
+        build(content(), classes=("person"))
     (tmp_path / "names.txt").write_text("person\ndog\n")  # mmengine reads such files
     assert build(content(), classes=str(tmp_path / "names.txt")).metainfo["classes"] == [
         "person",
         "dog",
     ]
-    with pytest.raises(ValueError, match="twice: 'dog'"):
-        build(content(), classes=("dog", "dog"))
-    with pytest.raises(ValueError, match="empty"):
-        build(content(), classes=())
+    for classes in (("dog", "dog"), ()):
+        with pytest.raises(ValueError, match="metainfo"):
+            build(content(), classes=classes)
 
 
 @pytest.mark.parametrize(
     "changes, count, message",
     [
-        (dict(bbox=[10, 5, 0, 10]), 0, "1 with a side below 1 pixel, negative or no area: dropped"),
-        (dict(bbox=[10, 5, -4, 10]), 0, "1 with a side below 1 pixel"),
-        (dict(bbox=[10, 5, 20, 0.5]), 0, "1 with a side below 1 pixel"),
-        (dict(area=0), 0, "1 with a side below 1 pixel"),
-        (dict(bbox=[90, 5, 20, 10]), 0, "1 wholly outside of their image: dropped"),
-        (dict(bbox=[10, -20, 20, 10]), 0, "1 wholly outside"),
-        (dict(ignore=1), 0, "1 flagged 'ignore': dropped"),
-        (dict(bbox=[70, 5, 20, 10]), 1, "1 reaching out of their image: kept"),
-        (dict(segmentation=[[1, 2, 3, 4]]), 1, "1 with a mask mmdet cannot use"),
-        (dict(iscrowd=1, segmentation=dict(counts=[4800], size=[60, 80])), 1, "1 crowds"),
+        (dict(bbox=[10, 5, 0, 10]), 0, "below 1 pixel"),
+        (dict(bbox=[10, 5, -4, 10]), 0, "below 1 pixel"),
+        (dict(bbox=[10, 5, 20, 0.5]), 0, "below 1 pixel"),
+        (dict(area=0), 0, "below 1 pixel"),
+        (dict(bbox=[90, 5, 20, 10]), 0, "outside"),
+        (dict(bbox=[10, -20, 20, 10]), 0, "outside"),
+        (dict(ignore=1), 0, "'ignore'"),
+        (dict(bbox=[70, 5, 20, 10]), 1, "reaching out"),
+        (dict(segmentation=[[1, 2, 3, 4]]), 1, "mask"),
+        (dict(iscrowd=1, segmentation=dict(counts=[4800], size=[60, 80])), 1, None),
     ],
 )
 def test_odd_annotations_are_counted(build, messages, changes, count, message):
     """And what is said to be dropped is what mmdet drops."""
     dataset = build(content(ann(1), ann(2, **changes)))
     assert len(dataset.get_data_info(0)["instances"]) == 1 + count
-    ((level, text),) = messages
-    assert message in text and f"2 annotations of 2 classes, {1 - count} dropped" in text
-    assert level == (logging.INFO if "crowds" in message else logging.WARNING)
+    found = warnings_of(messages)
+    assert len(found) == (message is not None)
+    assert all(
+        message in text and "1 annotations" in text and text.endswith(": 2") for text in found
+    )
+    summary = f"{1 - count} dropped, {int(message is None)} crowds"
+    assert messages[-1][0] == logging.INFO and summary in messages[-1][1]
 
 
 def test_summary_of_a_clean_file(build, messages):
     build(content(ann(1), images=3))
     assert [level for level, _ in messages] == [logging.INFO]
-    assert "3 images, 2 of them without a usable annotation; 1 annotations" in messages[0][1]
-    assert messages[0][1].endswith("0 dropped, 0 crowds")
+    assert "3 images, 2 of them" in messages[0][1] and "0 dropped" in messages[0][1]
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(bbox=[10, 5, float("inf"), 10]), "1 annotations with NaN or infinity.*ids 2"),
-        (dict(bbox=[float("nan"), 5, 10, 10]), "1 annotations with NaN or infinity.*ids 2"),
-        (dict(area=float("nan")), "1 annotations with NaN or infinity.*ids 2"),
-        (dict(bbox=[10, 5, 10]), "1 annotations whose bbox is not four numbers.*ids 2"),
-        (dict(bbox=None), "1 annotations whose bbox is not four numbers.*ids 2"),
-        (dict(area="big"), "1 annotations whose bbox .* or whose area is not a number.*ids 2"),
-        (dict(segmentation=...), "1 of 2 annotations have no segmentation.*ids 2.*with_mask"),
-        (dict(segmentation=[]), "1 of 2 annotations have no segmentation"),
-        (dict(segmentation=POLYGON[0]), "1 annotations whose segmentation is neither"),
-        (dict(bbox=[10, 5, 1e308, 10]), "1 annotations with NaN or infinity"),
-        (dict(bbox=["10", "5", "10", "10"]), "1 annotations whose bbox is not four numbers"),
-        (dict(area=10**400), "whose area is not a number"),
+        (dict(bbox=[10, 5, float("inf"), 10]), "'bbox'"),
+        (dict(bbox=[float("nan"), 5, 10, 10]), "'bbox'"),
+        (dict(bbox=[10, 5, 1e308, 10]), "'bbox'"),
+        (dict(bbox=[10, 5, 10]), "'bbox'"),
+        (dict(bbox=["10", "5", "10", "10"]), "'bbox'"),
+        (dict(bbox=None), "'bbox'"),
+        (dict(area="big"), "'area'"),
+        (dict(area=float("nan")), "'area'"),
+        (dict(area=10**400), "'area'"),
+        (dict(segmentation=...), "no 'segmentation'"),
+        (dict(segmentation=[]), "no 'segmentation'"),
+        (dict(segmentation=POLYGON[0]), "fail or crash"),
+        (dict(segmentation="PPP"), "fail or crash"),
         # With each of these pycocotools crashes, fails without a reason, or writes where it must not.
-        (dict(segmentation=[[1e9, 5, 30, 5, 30, -1e9]]), "make pycocotools fail or crash.*ids 2"),
+        (dict(segmentation=[[1e9, 5, 30, 5, 30, -1e9]]), "fail or crash"),
         (dict(segmentation=[[1, 5, 30, float("nan"), 30, 9]]), "fail or crash"),
         (dict(segmentation=[[1, 5, 30, "5", 30, 9]]), "fail or crash"),
         (dict(segmentation=dict(counts=[4800], size=[80, 60])), "fail or crash"),
@@ -318,20 +319,17 @@ def test_summary_of_a_clean_file(build, messages):
         (dict(segmentation=dict(counts=[4801, -1], size=[60, 80])), "fail or crash"),
         (dict(segmentation=dict(counts="P", size=[60, 80])), "fail or crash"),
         (dict(segmentation=dict(counts="a b", size=[60, 80])), "fail or crash"),
-        (dict(image_id=[7]), "1 of 2 annotations have a 'image_id' that is not a number or text"),
+        (dict(image_id=[7]), "'image_id'"),
     ],
 )
 def test_unusable_annotations(build, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"ann.json: 1 .*annotations .*{message}.*: 2"):
         build(content(ann(1), ann(2, **changes)))
 
 
 def test_all_boxes_wrong_at_once(build):
     """Equally many numbers in each, so that they do make an array."""
-    with pytest.raises(ValueError, match="2 annotations whose bbox is not four numbers"):
-        build(content(ann(1, bbox=[1, 2, 3]), ann(2, bbox=[1, 2, 3])))
-    # 4 x 3 numbers fill 3 rows of 4, were rows not counted.
-    with pytest.raises(ValueError, match="4 annotations whose bbox is not four numbers"):
+    with pytest.raises(ValueError, match="4 of 4 annotations .*'bbox'"):
         build(content(*[ann(i, bbox=[1, 2, 3]) for i in range(4)]))
 
 
@@ -339,32 +337,30 @@ def test_no_masks_needed(build, messages):
     pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True)]
     dataset = build(content(ann(1, segmentation=...)), pipeline=pipeline)
     assert len(dataset.get_data_info(0)["instances"]) == 1
-    assert "1 without a segmentation: kept" in messages[0][1]
+    assert not warnings_of(messages)
 
 
 def test_rle_with_a_pipeline_of_polygons(build, messages):
     pipeline = [dict(type="LoadAnnotations", with_mask=True, poly2mask=False)]
     rle = dict(counts=[0, 4800], size=[60, 80])
     build(content(ann(1), ann(2, segmentation=rle)), pipeline=pipeline)
-    assert "1 with a mask mmdet cannot use" in messages[0][1]
+    (text,) = warnings_of(messages)
+    assert "mask" in text and text.endswith(": 2")
 
 
 def test_nothing_left(build):
     filters = dict(filter_empty_gt=True, min_size=32)
-    with pytest.raises(
-        ValueError, match="no image is left to use of 1; 0 have a usable annotation"
-    ):
+    with pytest.raises(ValueError, match="no image is left to use of 1; 0 have"):
         build(content(annotations=[]), filter_cfg=filters)
-    with pytest.raises(ValueError, match="no image is left to use of 1; 1 have.*'min_size': 100"):
+    with pytest.raises(ValueError, match="no image is left.*1 have.*'min_size': 100"):
         build(content(), filter_cfg=dict(min_size=100))
-    with pytest.raises(ValueError, match="no image is left to use of 0"):
+    with pytest.raises(ValueError, match="no image is left"):
         build(content(images=[], annotations=[]), test_mode=True)
 
 
 def test_filtered_images_are_counted(build, messages):
     assert len(build(content(images=3), filter_cfg=dict(filter_empty_gt=True))) == 1
-    assert messages[-1] == (logging.INFO, messages[-1][1])
-    assert "filter_cfg leaves out 2 images" in messages[-1][1]
+    assert messages[-1][0] == logging.INFO and "leaves out 2 images" in messages[-1][1]
 
 
 def test_images_without_annotations_list_can_be_tested(build):
@@ -390,8 +386,8 @@ def test_missing_image(build, tmp_path):
 @pytest.mark.parametrize(
     "data, message",
     [
-        (b"", "7.jpg cannot be prepared .*image id 7.*the file is empty"),
-        (b"no picture" * 99, "7.jpg cannot be prepared .*failed to load image"),
+        (b"", "7.jpg .*image id 7.*empty"),
+        (b"no picture" * 99, "7.jpg .*image id 7.*failed to load"),
     ],
 )
 def test_no_image_in_the_file(build, tmp_path, data, message, test_mode):
@@ -410,15 +406,14 @@ def test_truncated_jpeg(build, tmp_path, part, progressive):
     assert dataset[0]["inputs"].shape == (3, 60, 80)
     whole = (tmp_path / "7.jpg").read_bytes()
     (tmp_path / "7.jpg").write_bytes(whole[: int(part * len(whole))])
-    with pytest.raises(ValueError, match="7.jpg .*is a truncated JPEG"):
+    with pytest.raises(ValueError, match="7.jpg .*truncated JPEG"):
         dataset[0]
 
 
 def test_image_above_the_limit_of_opencv(build, tmp_path):
     dataset = build(content())
     (tmp_path / "7.jpg").write_bytes(stated_size(40_000, 40_000))
-    message = "7.jpg cannot be prepared .*: it is 40000x40000 pixels .*1073741824 that OpenCV reads"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="7.jpg .*40000x40000.*OpenCV"):
         dataset[0]
 
 
@@ -431,7 +426,7 @@ def test_opencv_is_silent_about_truncation(tmp_path):
     assert is_truncated_jpeg(half)
     (tmp_path / "7.jpg").write_bytes(half)
     results = dict(img_path=str(tmp_path / "7.jpg"), img=np.zeros((60, 80, 3), np.uint8))
-    with pytest.raises(ValueError, match="7.jpg is a truncated JPEG"):
+    with pytest.raises(ValueError, match="7.jpg .*truncated JPEG"):
         CheckImage()(results)
 
 
@@ -462,7 +457,7 @@ def test_truncated_png(build, tmp_path, capfd):
         Image.fromarray(picture()).save(tmp_path / "7.png")
         whole = (tmp_path / "7.png").read_bytes()
         (tmp_path / "7.png").write_bytes(whole[: int(part * len(whole))])
-        with pytest.raises(ValueError, match="7.png cannot be prepared"):
+        with pytest.raises(ValueError, match="7.png"):
             dataset[0]
 
 
@@ -546,5 +541,5 @@ def test_other_failures_name_the_image(build, monkeypatch):
         raise RuntimeError("out of luck")
 
     dataset = build(content(images=2), pipeline=[fail])
-    with pytest.raises(ValueError, match="8.jpg cannot be prepared.*RuntimeError: out of luck"):
+    with pytest.raises(ValueError, match="8.jpg .*RuntimeError: out of luck"):
         dataset[1]

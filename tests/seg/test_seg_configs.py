@@ -104,7 +104,7 @@ def test_schedule_and_data(path: Path) -> None:
         )
         assert "as in the recipe" in batch_message(cfg, gpus)
     if path.stem.startswith("fpn") and "ade20k" in path.stem:
-        # Learning rate in proportion to the images of a step, the same images in all.
+        # Learning rate in proportion to the images per step, the same images in all.
         assert cfg.optim_wrapper.optimizer.lr / cfg.auto_scale_lr.base_batch_size == 2e-4 / 32
         assert cfg.auto_scale_lr.base_batch_size * cfg.train_cfg.max_iters == 32 * 40000
 
@@ -148,15 +148,11 @@ def resized(**size: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("config", "pipeline", "why"),
     [
-        (
-            ADE20K,
-            NOT_RESIZED,
-            "to 1024x256 pixels, .*, the test pipeline to 1 times their own size",
-        ),
-        (ADE20K, resized(scale=(4096, 1024)), "the test pipeline to 4096x1024 pixels"),
-        (ADE20K, resized(scale=200), "the test pipeline to 200x200 pixels"),
-        ("fpn_fastvit-t8_demo-regions.py", resized(scale=(512, 512)), "to 0.75 times their own"),
-        ("fpn_fastvit-t8_demo-regions.py", resized(scale_factor=2.0), "test pipeline to 2 times"),
+        (ADE20K, NOT_RESIZED, "1024x256 pixels, .* 1 times"),
+        (ADE20K, resized(scale=(4096, 1024)), "4096x1024"),
+        (ADE20K, resized(scale=200), "200x200"),
+        ("fpn_fastvit-t8_demo-regions.py", resized(scale=(512, 512)), "0.75 times"),
+        ("fpn_fastvit-t8_demo-regions.py", resized(scale_factor=2.0), "2 times"),
         (ADE20K, resized(scale=(1500, 500)), None),
         ("fpn_fastvit-t8_demo-regions.py", resized(scale_factor=1.2), None),
     ],
@@ -166,12 +162,12 @@ def test_augmentation_that_does_not_fit(config: str, pipeline: list, why: str | 
     cfg.test_dataloader.dataset.pipeline = pipeline
     if why is None:
         return enable_tta(cfg)
-    with pytest.raises(ValueError, match=f"--tta: tta_pipeline resizes images .*{why}"):
+    with pytest.raises(ValueError, match=f"tta_pipeline .*{why}"):
         enable_tta(cfg)
 
 
 def test_no_augmentation() -> None:
     for path in SEG:
         if "tiled" in path.stem or "cityscapes" in path.stem:
-            with pytest.raises(ValueError, match="defines no test-time augmentation"):
+            with pytest.raises(ValueError, match="no test-time augmentation"):
                 enable_tta(load_config(str(path)))

@@ -29,14 +29,14 @@ PIPELINE = [
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_ade20k(tmp_path_factory.mktemp("data") / "ade", train=2, val=1, size=128)
 
 
 @pytest.fixture
-def ade(drawn: Path, tmp_path: Path) -> Path:
-    """A data set to spoil."""
-    return Path(shutil.copytree(drawn, tmp_path / "ade"))
+def ade(rendered: Path, tmp_path: Path) -> Path:
+    """A dataset to spoil."""
+    return Path(shutil.copytree(rendered, tmp_path / "ade"))
 
 
 def dataset(root: Path, **options):
@@ -94,14 +94,11 @@ def test_palette_grey_and_deep_files_are_accepted(ade: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: np.where(a == a.max(), 151, a).astype(np.uint8), r"holds 151, .*from 1 to 150"),
-        (lambda a: np.where(a == a.max(), 200, a).astype(np.uint8), r"holds 200, "),
-        (lambda a: a[:-3], r"is \d+x\d+ pixels .* its image .* must be equal"),
-        (
-            lambda a: np.stack([a] * 3, axis=2),
-            "has mode RGB: expected a label image of one channel",
-        ),
-        (lambda a: a.astype(np.uint16) * 100, "has 16 or 32 bits a pixel"),
+        (lambda a: np.where(a == a.max(), 151, a).astype(np.uint8), "holds 151, .*1 to 150"),
+        (lambda a: np.where(a == a.max(), 200, a).astype(np.uint8), "holds 200, "),
+        (lambda a: a[:-3], r"is \d+x\d+ pixels .* its image"),
+        (lambda a: np.stack([a] * 3, axis=2), "mode RGB"),
+        (lambda a: a.astype(np.uint16) * 100, "mode I;16"),
     ],
 )
 def test_wrong_labels(ade: Path, change, message: str) -> None:
@@ -119,38 +116,38 @@ def test_checksums_of_labels(ade: Path) -> None:
     content[-14] ^= 1  # in the checksum before the end, a chunk of 12 bytes
     label.write_bytes(content)
     Image.open(label).load()
-    with pytest.raises(ValueError, match="ADE_train_00000001.png is damaged, get it again"):
+    with pytest.raises(ValueError, match="ADE_train_00000001.png is damaged"):
         dataset(ade)[0]
 
 
-def test_turned_photograph_names_the_cure(ade: Path) -> None:
+def test_rotated_photograph(ade: Path) -> None:
     image, label = files(ade)
     labels = np.array(Image.open(label))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter
     Image.open(image).resize((128, 96)).save(image, exif=exif)
     Image.fromarray(np.resize(labels, (96, 128))).save(label)
-    with pytest.raises(ValueError, match="EXIF orientation.*color_ignore_orientation"):
+    with pytest.raises(ValueError, match="color_ignore_orientation"):
         dataset(ade)[0]
 
 
 def test_label_that_is_no_image(ade: Path) -> None:
     data = dataset(ade)
     files(ade)[1].write_bytes(b"not an image")
-    with pytest.raises(ValueError, match="ADE_train_00000001.png.* cannot"):
+    with pytest.raises(ValueError, match="ADE_train_00000001.png cannot"):
         data[0]
 
 
 def test_truncated_photograph(ade: Path) -> None:
     image = files(ade)[0]
     image.write_bytes(image.read_bytes()[:1500])
-    with pytest.raises(ValueError, match="ADE_train_00000001.jpg.*(truncated|cannot be prepared)"):
+    with pytest.raises(ValueError, match="ADE_train_00000001.jpg.*truncated"):
         dataset(ade)[0]
 
 
 def test_missing_files(ade: Path) -> None:
     files(ade)[1].unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 2 images have no label image, the first is"):
+    with pytest.raises(FileNotFoundError, match="1 of 2 images .*00000001.png"):
         dataset(ade)
     with pytest.raises(FileNotFoundError, match="images/nowhere does not exist.*data_prefix"):
         dataset(ade, data_prefix=dict(img_path="images/nowhere", seg_map_path="annotations"))
@@ -161,7 +158,7 @@ def test_missing_files(ade: Path) -> None:
 def test_empty_folder(ade: Path) -> None:
     shutil.rmtree(ade / "images/training")
     (ade / "images/training").mkdir()
-    with pytest.raises(ValueError, match="holds no image: expected names that end in '.jpg'"):
+    with pytest.raises(ValueError, match="no image.*'.jpg'"):
         dataset(ade)
 
 
@@ -175,35 +172,25 @@ def test_image_that_vanishes_is_named(ade: Path) -> None:
 def test_labels_above_the_limit(ade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = dataset(ade)[0]["data_samples"].gt_sem_seg.data
     pixels = expected.numel()
-    for limit, message in (
-        (pixels // 2 - 1, f"more than the {pixels // 2 * 2 - 2} that"),
-        (pixels, ""),
-    ):
+    for limit, refused in ((pixels // 2 - 1, True), (pixels, False)):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        if message:
-            with pytest.raises(ValueError, match=message) as error:
+        if refused:
+            with pytest.raises(ValueError, match="_00000001.png .*set max_pixels of the dataset"):
                 dataset(ade)[0]
-            assert f"{files(ade)[1]} is " in str(error.value)
-            assert str(error.value).endswith(f"in the config of the dataset: max_pixels={pixels}")
         # Deliberately, and no more than what is asked for; Pillow alone would read twice as many.
         for allowed in (pixels, 10 * pixels):
             item = dataset(ade, max_pixels=allowed)[0]
             assert (item["data_samples"].gt_sem_seg.data == expected).all()
-        with pytest.raises(ValueError, match=f"more than the {pixels - 1} that are read"):
+        with pytest.raises(ValueError, match=f"{pixels - 1} pixels"):
             dataset(ade, max_pixels=pixels - 1)[0]
         assert Image.MAX_IMAGE_PIXELS == limit
-    with pytest.raises(ValueError, match="max_pixels is '1e9', expected a whole number"):
-        dataset(ade, max_pixels="1e9")
 
 
 def test_large_labels(ade: Path) -> None:
     """Of a real file: 13 400 x 13 400 pixels in 100 KB."""
     Image.new("1", (13_400, 13_400)).save(files(ade)[1], compress_level=1)
     load = dict(pipeline=[dict(type="LoadAnnotations")])
-    with pytest.raises(
-        ValueError,
-        match="_00000001.png is 13400x13400 pixels .* 178956970 that are read.* max_pixels=179560000$",
-    ):
+    with pytest.raises(ValueError, match="_00000001.png .*179560000 pixels.*max_pixels"):
         dataset(ade, **load)[0]
     labels = dataset(ade, **load, max_pixels=179_560_000)[0]["gt_seg_map"]
     assert labels.shape == (13_400, 13_400) and labels.dtype == np.uint8 and labels[-1, -1] == 255
@@ -211,13 +198,8 @@ def test_large_labels(ade: Path) -> None:
 
 def test_photograph_above_the_limit_of_opencv(ade: Path) -> None:
     files(ade)[0].write_bytes(stated_size(40_000, 40_000))
-    with pytest.raises(
-        ValueError, match="jpg is 40000x40000 .* 1073741824 that OpenCV reads"
-    ) as error:
+    with pytest.raises(ValueError, match="_00000001.jpg .*40000x40000 .*OpenCV"):
         dataset(ade)[0]
-    assert str(error.value).endswith(
-        "imdecode_backend='pillow') and, in the dataset: max_pixels=1600000000"
-    )
     load = dict(type="LoadImageFromFile", imdecode_backend="pillow")
     with pytest.raises(ValueError, match="truncated"):  # so it is read
         dataset(ade, pipeline=[load], max_pixels=1_600_000_000)[0]
@@ -227,10 +209,8 @@ def test_own_classes(ade: Path) -> None:
     own = dict(type="CheckedSegDataset", reduce_zero_label=True)
     names = tuple(f"class {i}" for i in range(22))
     assert dataset(ade, **own, metainfo=dict(classes=names))[0] is not None
-    with pytest.raises(ValueError, match="a tuple of one takes a comma"):
-        dataset(ade, **own, metainfo=dict(classes="sky"))
     few = dataset(ade, **own, metainfo=dict(classes=("a", "b")))
-    with pytest.raises(ValueError, match="with 2 classes labels run from 1 to 2"):
+    with pytest.raises(ValueError, match="2 classes labels run from 1 to 2"):
         few[0]
 
 
@@ -249,7 +229,7 @@ def test_heads_must_predict_the_classes_of_the_dataset(ade: Path) -> None:
     runner.model = Model()
     runner.train_dataloader = Runner()
     runner.train_dataloader.dataset = dataset(ade)
-    with pytest.raises(ValueError, match=r"model.decode_head has num_classes=19, .* has 150"):
+    with pytest.raises(ValueError, match="decode_head has num_classes=19, .* 150"):
         ClassesFitHook().before_train(runner)
     Head.num_classes = 150
     ClassesFitHook().before_train(runner)

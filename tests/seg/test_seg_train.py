@@ -48,7 +48,7 @@ def trained(config: Path) -> Path:
 
 def test_training_says_what_it_does(trained: Path) -> None:
     text = (trained.parent / "printed.txt").read_text()
-    assert "batch: 1 processes x 2 images = 2 images a step, but lr 0.003 is meant for 8" in text
+    assert re.search("2 images .* lr 0.003 .* 8", text)
     assert "decode.loss_ce" in text
     for name in ("sky", "grass"):  # the table of classes
         assert re.search(rf"\|\s+{name}\s+\|", text)
@@ -89,7 +89,7 @@ def test_heads_that_do_not_fit_the_classes(config: Path, tmp_path: Path) -> None
         "tools/train.py", config, "--work-dir", tmp_path,
         "--cfg-options", "model.decode_head.num_classes=7", fails=True,
     )  # fmt: skip
-    assert "model.decode_head has num_classes=7, CheckedADE20KDataset has 8 classes" in text
+    assert "decode_head has num_classes=7, the dataset has 8 classes" in text
 
 
 def test_inference_api(config: Path, trained: Path, tmp_path: Path) -> None:
@@ -141,18 +141,18 @@ def test_pictures_leave_unlabelled_pixels_alone() -> None:
     labels = np.full((60, 40), 255)
     labels[:20], labels[20:30] = 0, 1
     classes, palette = ("red", "green"), [(255, 0, 0), (0, 255, 0)]
-    drawn = draw_segmentation(
+    painted = draw_segmentation(
         image, labels, classes=classes, palette=palette, alpha=0.5, legend=False
     )
-    assert drawn.shape == image.shape
-    assert drawn[5, 5].tolist() == [50, 50, 178]  # BGR
-    assert drawn[25, 5].tolist() == [50, 178, 50]
-    assert drawn[50, 5].tolist() == [100, 100, 100]
+    assert painted.shape == image.shape
+    assert painted[5, 5].tolist() == [50, 50, 178]  # BGR
+    assert painted[25, 5].tolist() == [50, 178, 50]
+    assert painted[50, 5].tolist() == [100, 100, 100]
     legend = draw_legend(labels, 60, classes, palette)
     assert legend[9, 10].tolist() == [0, 0, 255] and legend[27, 10].tolist() == [0, 255, 0]
     whole = draw_segmentation(image, labels, classes=classes, palette=palette)
     assert whole.shape == (60, 40 + 150, 3)
-    with pytest.raises(ValueError, match="labels are 40x59, the image is 40x60"):
+    with pytest.raises(ValueError, match="40x59.* 40x60"):
         draw_segmentation(image, labels[:-1], classes=classes, palette=palette)
     many = tuple(f"class {i}" for i in range(20))
     assert draw_legend(np.arange(20), 72, many, [(0, 0, 0)] * 20).shape == (72, 150, 3)
@@ -187,7 +187,7 @@ default_hooks = dict(checkpoint=dict(_delete_=True, type="CheckpointHook", by_ep
     run("tools/train.py", path, "--work-dir", tmp_path / "one", *both)
     run("tools/train.py", path, "--work-dir", tmp_path / "start", *both,
         "optim_wrapper.optimizer.lr=0.0")  # fmt: skip
-    run("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29518,
+    run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
         "tools/train.py", path, "--work-dir", tmp_path / "two", "--launcher", "pytorch")  # fmt: skip
     weights = [
         torch.load(tmp_path / name / "iter_1.pth")["state_dict"] for name in ("start", "one", "two")

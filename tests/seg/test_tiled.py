@@ -104,14 +104,10 @@ def test_labels_of_mmseg(
 
 
 @pytest.mark.parametrize("ori_shape", [(110, 80), (211, 160), (50, 39)])
-@pytest.mark.parametrize("flip", [None, "horizontal", "vertical"])
-def test_padding_and_flip(ori_shape: Any, flip: str | None) -> None:
+def test_padding(ori_shape: Any) -> None:
     model = build("TiledSegmentor", stride=(40, 40))
-    inputs = torch.randn(1, 3, 128, 96)
-    meta: dict[str, Any] = dict(ori_shape=ori_shape, img_padding_size=(3, 13, 7, 11))
-    if flip:
-        meta.update(flip=True, flip_direction=flip)
-    assert_same_labels(model, inputs, [meta])
+    meta = dict(ori_shape=ori_shape, img_padding_size=(3, 13, 7, 11))
+    assert_same_labels(model, torch.randn(1, 3, 128, 96), [meta])
 
 
 def test_padding_of_a_whole_row_of_windows() -> None:
@@ -124,9 +120,7 @@ def test_batch_of_images_with_sizes_of_their_own() -> None:
     model = build("TiledSegmentor")
     metas = [
         dict(ori_shape=(140, 120)),
-        dict(
-            ori_shape=(60, 310), padding_size=(0, 20, 0, 30), flip=True, flip_direction="vertical"
-        ),
+        dict(ori_shape=(60, 310), padding_size=(0, 20, 0, 30)),
     ]
     assert_same_labels(model, torch.randn(2, 3, 140, 120), metas)
 
@@ -186,28 +180,24 @@ def test_windows_end_with_the_image() -> None:
 @pytest.mark.parametrize(
     ("test_cfg", "message"),
     [
-        (dict(crop_size=(64, 64), stride=(65, 64)), r"stride is \(65, 64\).*from 1 to the crop"),
-        (dict(crop_size=(64, 64), stride=(0, 64)), r"stride is \(0, 64\)"),
-        (dict(crop_size=(64, 31), stride=(16, 16)), r"crop_size is \(64, 31\): below 32 pixels"),
-        (dict(crop_size=64, stride=(16, 16)), r"crop_size is 64: .*needs \(height, width\)"),
-        (dict(crop_size=(64, 64), stride=None), "stride is None"),
-        (dict(mode="tiles"), "mode is 'tiles', expected 'whole' or 'slide'"),
+        (dict(crop_size=(64, 64), stride=(65, 64)), r"stride=\(65, 64\)"),
+        (dict(crop_size=(64, 64), stride=(0, 64)), r"stride=\(0, 64\)"),
+        (dict(crop_size=(64, 31), stride=(16, 16)), r"crop_size=\(64, 31\).* at least 32"),
+        (dict(crop_size=64, stride=(16, 16)), r"crop_size=64.*\(height, width\)"),
+        (dict(crop_size=(64, 64, 64), stride=(16, 16)), "crop_size"),
+        (dict(crop_size=(64, 64), stride=(16.0, 16.0)), "whole pixels"),
+        (dict(crop_size=(64, 64), stride=None), "stride=None"),
+        (dict(mode="tiles"), "'tiles'"),
     ],
 )
 def test_refuses(test_cfg: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build("TiledSegmentor", **test_cfg)
-    model = build("TiledSegmentor")
-    model.test_cfg.update(test_cfg)
-    model.test_cfg.update({k: v for k, v in test_cfg.items() if k != "crop_size"})
-    model.test_cfg.crop_size = test_cfg.get("crop_size", (64, 64))
-    with pytest.raises(ValueError, match=message):
-        model.predict(torch.randn(1, 3, 64, 64))
 
 
-def test_refuses_a_diagonal_flip() -> None:
-    one = sample((64, 64), flip=True, flip_direction="diagonal")
-    with pytest.raises(ValueError, match="'diagonal', expected 'horizontal' or 'vertical'"):
+def test_refuses_a_flipped_image() -> None:
+    one = sample((64, 64), flip=True, flip_direction="horizontal")
+    with pytest.raises(ValueError, match="flipped"):
         build("TiledSegmentor").predict(torch.randn(1, 3, 64, 64), [one])
 
 
