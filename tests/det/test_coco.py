@@ -269,6 +269,8 @@ def test_classes_as_a_string(build, tmp_path):
         (dict(area=0), 0, "below 1 pixel"),
         (dict(bbox=[90, 5, 20, 10]), 0, "outside"),
         (dict(bbox=[10, -20, 20, 10]), 0, "outside"),
+        (dict(bbox=[80, 5, 20, 10]), 0, "outside"),  # touches
+        (dict(bbox=[-20, 5, 20, 10]), 0, "outside"),
         (dict(ignore=1), 0, "'ignore'"),
         (dict(bbox=[70, 5, 20, 10]), 1, "reaching out"),
         (dict(segmentation=[[1, 2, 3, 4]]), 1, "mask"),
