@@ -3,10 +3,10 @@
 #   torchrun --nproc_per_node 8 tools/train.py configs/det/mask-rcnn_fastvit-sa12_fpn_1x_coco.py \
 #       --launcher pytorch
 #
-# 8 GPUs x 2 images = 16 images an iteration; 117,266 images with annotations / 16 = 7,330 iterations
-# an epoch, 12 epochs = 87,960 iterations. Expected, by the paper's table 10: box AP 38.9, mask AP 35.9;
+# 8 GPUs x 2 images = 16 images per iteration; 117,266 images with annotations / 16 = 7,330 iterations
+# per epoch, 12 epochs = 87,960 iterations. Expected, by the paper's table 10: box AP 38.9, mask AP 35.9;
 # not reproduced by this project yet (no dataset, no weights where it is developed).
-# Data: data/coco/{annotations,train2017,val2017}; other datasets: README, "Train on your own data".
+# Data: data/coco/{annotations,train2017,val2017}; other datasets: README.
 _base_ = [
     "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
     "mmdet::_base_/datasets/coco_instance.py",
@@ -21,15 +21,15 @@ model = dict(
         arch="sa12",
         out_indices=(0, 1, 2, 3),
         drop_path_rate=0.1,  # stochastic depth, the value of the ImageNet recipe (table 15)
-        norm_eval=True,  # 2 images a GPU: the pretrained BN statistics are kept; output norms train
+        norm_eval=True,  # 2 images per GPU: the pretrained BN statistics are kept; output norms train
         frozen_stages=-1,
         init_cfg=dict(type="Pretrained", checkpoint="timm://fastvit_sa12.apple_in1k"),
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
 
-# Data: CheckImage stands behind LoadImageFromFile, CheckedCocoDataset in place of CocoDataset; both
-# turn what would pass in silence (truncated JPEGs, classes that do not match) into errors.
+# Data: CheckImage follows LoadImageFromFile, CheckedCocoDataset replaces CocoDataset; both turn what
+# would pass in silence (truncated JPEGs, classes that do not match) into errors.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="CheckImage"),
@@ -56,7 +56,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(classwise=True)
 test_evaluator = val_evaluator
 
-# Schedule: 1x, learning rate for 16 images an iteration (--auto-scale-lr for other batches).
+# Schedule: 1x, learning rate for 16 images per iteration (--auto-scale-lr for other batches).
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

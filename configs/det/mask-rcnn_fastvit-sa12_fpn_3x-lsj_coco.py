@@ -3,7 +3,7 @@
 #   torchrun --nproc_per_node 8 tools/train.py configs/det/mask-rcnn_fastvit-sa12_fpn_3x-lsj_coco.py \
 #       --launcher pytorch
 #
-# 8 GPUs x 2 images, 36 epochs of 7,330 iterations = 263,880. The paper has no figure for it.
+# 8 GPUs x 2 images, 36 epochs of 7,330 iterations = 263,880. The paper states no figure for it.
 _base_ = "mask-rcnn_fastvit-sa12_fpn_1x_coco.py"
 
 train_pipeline = [

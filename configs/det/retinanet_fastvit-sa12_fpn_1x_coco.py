@@ -3,7 +3,8 @@
 #   torchrun --nproc_per_node 8 tools/train.py configs/det/retinanet_fastvit-sa12_fpn_1x_coco.py \
 #       --launcher pytorch
 #
-# 8 GPUs x 2 images, 12 epochs, the schedule of the Mask R-CNN reference. The paper has no figure.
+# 8 GPUs x 2 images, 12 epochs of 7,330 iterations = 87,960, as the Mask R-CNN reference. The paper
+# states no figure for it.
 # The learning rate is half of Mask R-CNN's, as in PoolFormer's configs, whose recipe the paper follows
 # (sail-sg/poolformer, detection/configs/retinanet_poolformer_s12_fpn_1x_coco.py: "lr=0.0001").
 _base_ = [
@@ -18,11 +19,8 @@ model = dict(
         _delete_=True,
         type="FastViT",
         arch="sa12",
-        out_indices=(
-            1,
-            2,
-            3,
-        ),  # FPN starts at stride 8: the map at stride 4 and its norm are not built
+        # FPN starts at stride 8: the map at stride 4 and its norm are not built.
+        out_indices=(1, 2, 3),
         drop_path_rate=0.1,
         norm_eval=True,
         frozen_stages=-1,

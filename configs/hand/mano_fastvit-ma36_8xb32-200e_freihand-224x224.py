@@ -4,7 +4,7 @@
 #   torchrun --nproc_per_node 8 tools/train.py \
 #       configs/hand/mano_fastvit-ma36_8xb32-200e_freihand-224x224.py --launcher pytorch
 #
-# 8 GPUs x 32 images = 256 images an iteration; 130,240 images / 256 = 508.75, so 509 iterations an
+# 8 GPUs x 32 images = 256 images per iteration; 130,240 images / 256 = 508.75, so 509 iterations per
 # epoch, 200 epochs = 101,800 iterations. The paper follows METRO's set-up and states no batch; METRO's is
 # the same (its docs/EXP.md: --nproc_per_node=8, --per_gpu_train_batch_size 32, --lr 1e-4). --auto-scale-lr
 # for other batches. Expected, by the paper's table 8, aligned: PJ 6.6 mm, PV 6.7 mm, F@5 0.722, F@15 0.981;
@@ -27,9 +27,9 @@ model = dict(
         type="FastViT",
         arch="ma36",
         out_indices=(3,),
-        out_norm=False,  # one map, pooled: the layers behind it learn its scale
+        out_norm=False,  # one map, pooled: the layers after it learn its scale
         drop_path_rate=0.35,  # stochastic depth, the value of the ImageNet recipe (table 15)
-        norm_eval=False,  # 32 images a GPU are enough for BN statistics of their own
+        norm_eval=False,  # 32 images per GPU are enough for BN statistics of their own
         frozen_stages=-1,
         init_cfg=dict(type="Pretrained", checkpoint="timm://fastvit_ma36.apple_in1k"),
     ),

@@ -1,4 +1,8 @@
-# Semantic FPN, FastViT-SA12, 80k iterations on Cityscapes. The paper has no figure for it.
+# Semantic FPN, FastViT-SA12, 80k iterations on Cityscapes. The paper states no figure for it.
+#
+#   torchrun --nproc_per_node 4 tools/train.py \
+#       configs/seg/fpn_fastvit-sa12_4xb2-80k_cityscapes-512x1024.py --launcher pytorch
+#
 # 4 GPUs x 2 images = 8 images: 80,000 iterations = 640,000 images = 215 epochs of 2,975, mmseg's usual
 # length. The learning rate is ADE20K's for 32 images, scaled to 8: 2e-4 x 8 / 32 = 5e-5.
 # Data: data/cityscapes/{leftImg8bit,gtFine}, label images made by cityscapesscripts (*_labelTrainIds).
@@ -21,9 +25,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="CheckImage"),
-    dict(
-        type="Resize", scale=(2048, 1024), keep_ratio=True
-    ),  # full size: sides are multiples of 32
+    dict(type="Resize", scale=(2048, 1024), keep_ratio=True),  # full size, multiples of 32
     dict(type="LoadAnnotations"),
     dict(type="CheckLabels"),
     dict(type="PackSegInputs"),

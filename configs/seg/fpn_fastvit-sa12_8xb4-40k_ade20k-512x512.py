@@ -4,8 +4,8 @@
 #   torchrun --nproc_per_node 8 tools/train.py configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py \
 #       --launcher pytorch
 #
-# 8 GPUs x 4 images = 32 images an iteration at lr 2e-4; 40,000 iterations = 1.28 M images = 63 epochs
-# of 20,210. The 4xb4-80k configs show the same 1.28 M images, 16 an iteration at lr 1e-4: half the
+# 8 GPUs x 4 images = 32 images per iteration at lr 2e-4; 40,000 iterations = 1.28 M images = 63 epochs
+# of 20,210. The 4xb4-80k configs show the same 1.28 M images, 16 per iteration at lr 1e-4: half the
 # batch, half the rate, twice the iterations. The paper's table 9 says 80k; its mIoU for SA12 is 38.0.
 # Not reproduced by this project yet (no dataset, no weights where it is developed).
 # Data: data/ade/ADEChallengeData2016/{images,annotations}/{training,validation}.
@@ -27,17 +27,17 @@ model = dict(
         arch="sa12",
         out_indices=(0, 1, 2, 3),
         drop_path_rate=0.1,  # stochastic depth, the value of the ImageNet recipe (table 15)
-        norm_eval=True,  # 4 images a GPU: the pretrained BN statistics are kept; output norms train
+        norm_eval=True,  # 4 images per GPU: the pretrained BN statistics are kept; output norms train
         frozen_stages=-1,
         init_cfg=dict(type="Pretrained", checkpoint="timm://fastvit_sa12.apple_in1k"),
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
-    decode_head=dict(num_classes=150),  # its SyncBN becomes BN where there is no GPU
+    decode_head=dict(num_classes=150),  # its SyncBN becomes BN without a GPU
     test_cfg=dict(mode="whole"),  # for large images see the _tiled config
 )
 
-# Data: CheckImage and CheckLabels stand behind the loading steps, the Checked datasets in place of
-# mmseg's. They turn what would pass in silence (labels of another size, colours for labels) into errors.
+# Data: CheckImage and CheckLabels follow the loading steps, the Checked datasets replace mmseg's. They
+# turn what would pass in silence (labels of another size, colours for labels) into errors.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="CheckImage"),
@@ -54,7 +54,7 @@ test_pipeline = [
     dict(type="CheckImage"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
     dict(type="ResizeToMultiple", size_divisor=32),  # sides that every stride divides
-    dict(type="LoadAnnotations"),  # behind the resizing: predictions are compared in full size
+    dict(type="LoadAnnotations"),  # after the resizing: predictions are compared in full size
     dict(type="CheckLabels"),
     dict(type="PackSegInputs"),
 ]

@@ -1,13 +1,20 @@
 # UPerNet, FastViT-SA24, 160k iterations on ADE20K. The paper has no such model: no figure to expect.
+#
+#   torchrun --nproc_per_node 8 tools/train.py \
+#       configs/seg/upernet_fastvit-sa24_8xb2-160k_ade20k-512x512.py --launcher pytorch
+#
 # The schedule is the usual one for UPerNet with a recent backbone (as mmseg's for ConvNeXt, without
 # layer-wise decay): 8 GPUs x 2 images = 16 images x 160,000 iterations = 2.56 M images = 127 epochs.
-_base_ = "fpn_fastvit-sa24_8xb4-40k_ade20k-512x512.py"
+_base_ = "fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py"
 
-norm = dict(type="SyncBN", requires_grad=True)  # BN where there is no GPU
+norm = dict(type="SyncBN", requires_grad=True)  # BN without a GPU
 widths = [64, 128, 256, 512]
 head = dict(norm_cfg=norm, align_corners=False, dropout_ratio=0.1, num_classes=150)
 loss = dict(type="CrossEntropyLoss", use_sigmoid=False)
 model = dict(
+    backbone=dict(
+        arch="sa24", drop_path_rate=0.1, init_cfg=dict(checkpoint="timm://fastvit_sa24.apple_in1k")
+    ),
     neck=None,
     decode_head=dict(
         _delete_=True,
