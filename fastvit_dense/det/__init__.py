@@ -1,4 +1,4 @@
-"""Detection on COCO: mmdet's data set with checks. Importing it registers what configs/det name."""
+"""Detection on COCO: mmdet's dataset with checks. Importing it registers what configs/det name."""
 
 from ..compat.transforms import CheckImage
 from .coco import CheckedCocoDataset

@@ -1,4 +1,4 @@
-"""Segmentation: mmseg's data sets with checks, pictures, tiles.
+"""Segmentation: mmseg's datasets with checks, pictures, tiles.
 
 Importing it registers what configs/seg name.
 """
