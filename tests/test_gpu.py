@@ -157,7 +157,7 @@ def test_detector_trains_and_predicts(device: str) -> None:
     losses = [
         m(**m.data_preprocessor(copy.deepcopy(data), True), mode="loss") for m in (here, there)
     ]
-    # The RPN's samples are drawn on the device, from another generator; these do not depend on them much.
+    # The RPN samples on the device, with another generator; these do not depend on it much.
     assert losses[0].keys() == losses[1].keys()
     total, _ = there.parse_losses(losses[1])
     total.backward()

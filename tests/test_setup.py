@@ -65,7 +65,7 @@ def site(wheels, tmp_path) -> Path:
 
 
 def start_with(site: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` where ``site`` is an additional site-packages, and our checkout is unknown.
+    """Run ``code`` with ``site`` as an additional site-packages, and our checkout unknown.
 
     -S and the plain path keep an editable installation of ours in the test environment out.
     """
@@ -126,7 +126,7 @@ def test_the_pth_file_installs_the_finder_and_imports_nothing(site):
     assert result.stdout.splitlines() == ["[]", "MmcvExtFinder"]
 
 
-def test_the_pth_file_is_silent_where_the_package_is_gone(site):
+def test_the_pth_file_is_silent_if_the_package_is_gone(site):
     shutil.rmtree(site / "fastvit_dense")
     code = "from importlib.util import find_spec; print(sorted(new), find_spec('mmcv._ext'))"
     result = start_with(site, code)
@@ -170,7 +170,7 @@ def test_lock_pins_what_the_other_files_ask_for():
             need.name = "opencv-python-headless"
         locked = [version for name, version in versions if name == need.name]  # one or more
         assert locked and all(need.specifier.contains(version) for version in locked), need
-        # What a user has stays: one version alone only where there is no other.
+        # What a user has stays: one version alone only if there is no other.
         if "==" in str(need.specifier):
             assert need.name in {"mmengine", "mmcv-lite", "mmdet", "mmsegmentation", "ruff", "mypy"}
     assert dict(versions)["torchvision"] in SpecifierSet(torchvision_for(dict(versions)["torch"]))
@@ -190,11 +190,10 @@ def test_make_names_the_versions_it_cannot_use(tmp_path):
     old.chmod(0o755)
     result = run("make", "setup", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}", cwd=ROOT)
     assert result.returncode != 0
-    assert "Python 3.10 to 3.14 is needed" in result.stderr
-    assert f"{old} is 3.9.18" in result.stderr
+    assert "3.10 to 3.14" in result.stderr and f"{old} is 3.9.18" in result.stderr
     assert not (tmp_path / "venv").exists()
     result = run("make", "setup", "PYTHON=no-such-python", f"VENV={tmp_path / 'v'}", cwd=ROOT)
-    assert "none of no-such-python" in result.stderr
+    assert "no-such-python" in result.stderr
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
@@ -202,7 +201,7 @@ def test_make_removes_only_virtual_environments(tmp_path):
     (tmp_path / "precious").write_text("")
     where = (f"PYTHON={sys.executable}", f"VENV={tmp_path}")
     result = run("make", "setup", *where, cwd=ROOT)
-    assert result.returncode != 0 and "is no virtual environment" in result.stderr
+    assert result.returncode != 0 and "virtual environment" in result.stderr
     assert (tmp_path / "precious").exists()
 
 
@@ -251,7 +250,7 @@ TOOLS = sorted(
     path.name
     for path in (ROOT / "tools").glob("*.py")
     # They start without any package: doctor.py to say what is missing.
-    if path.name not in ("_environment.py", "doctor.py", "rehearse_gpu.py")
+    if path.name not in ("_environment.py", "doctor.py")
 )
 
 
@@ -264,9 +263,8 @@ def test_tools_name_the_command_that_brings_their_packages(tool, venv, tmp_path)
     result = run(sys.executable, "-S", f"tools/{tool}", cwd=tmp_path)  # -S: no packages
     assert result.returncode == 1 and result.stdout == ""
     (line,) = result.stderr.splitlines()
-    assert re.match(rf"{tool[:-3]}: there is no package \w+ for \S+python", line)
-    assert "pip install -e" in line
-    assert ("`source .venv/bin/activate` first" in line) and ("make setup" in line) != venv
+    assert re.match(rf"{tool[:-3]}: .* package \w+ ", line) and "pip install -e" in line
+    assert "source .venv/bin/activate" in line and ("make setup" in line) != venv
 
 
 def test_other_errors_of_tools_keep_their_traceback(tmp_path):

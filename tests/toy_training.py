@@ -49,7 +49,7 @@ class ToyDataset(Dataset):
 
 @MODELS.register_module()
 class ToyModel(BaseModel):
-    """A convolution, BatchNorm, dropout, and numbers from numpy, as assigners draw them."""
+    """A convolution, BatchNorm, dropout, and numbers from numpy, as assigners sample them."""
 
     def __init__(self, width: int = 8, poison: bool = False) -> None:
         super().__init__()

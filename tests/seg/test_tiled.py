@@ -202,7 +202,7 @@ def test_refuses_a_flipped_image() -> None:
 
 
 class LargestLogits(TorchDispatchMode):
-    """Notes the most elements that any tensor with one channel a class had."""
+    """Notes the most elements that any tensor with one channel per class had."""
 
     elements = 0
 
