@@ -326,10 +326,10 @@ def test_a_gpu_computes_the_same(
     for flag in ("allow_tf32", "benchmark"):  # to be restored
         monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
     backends.configure("cuda")
-    contestant = backbones(["sa12"])[0]
+    entry = backbones(["sa12"])[0]
     with torch.no_grad():
-        expected = contestant.original(image)
-    row, run = in_setting(contestant.model, image, Setting(name, dtype, "cuda", 1), expected)
+        expected = entry.original(image)
+    row, run = in_setting(entry.model, image, Setting(name, dtype, "cuda", 1), expected)
     assert run is not None, row.problem
     again = relative_error([m.clone() for m in run()], run())
     assert again < 1e-6, "a replay computes the same"
@@ -360,11 +360,11 @@ def test_unknown_names(image: torch.Tensor, t8: Backbone) -> None:
 def test_runtimes_compute_the_same(image: torch.Tensor) -> None:
     pytest.importorskip("onnxruntime", reason="extra 'export' is not installed")
     pytest.importorskip("openvino", reason="extra 'export' is not installed")
-    contestant = backbones(["sa12"])[0]
+    entry = backbones(["sa12"])[0]
     with torch.no_grad():
-        expected = contestant.original(image)
+        expected = entry.original(image)
     for backend in ("eager", "eager-nchw", "onnxruntime", "openvino"):
-        row, run = in_setting(contestant.model, image, EAGER._replace(backend=backend), expected)
+        row, run = in_setting(entry.model, image, EAGER._replace(backend=backend), expected)
         assert run is not None, row.problem
         assert row.figures["error"] < 1e-5
 
@@ -401,16 +401,16 @@ class CountNorms(TorchDispatchMode):
 def test_baselines_are_fused_and_compute_the_same(
     name: str, norms: int | None, image: torch.Tensor
 ) -> None:
-    contestant = baseline(name)
+    entry = baseline(name)
     with torch.no_grad():
-        expected = contestant.original(image)
+        expected = entry.original(image)
         assert [m.shape[-1] for m in expected] == [16, 8, 4, 2]
         with CountNorms() as run:
-            assert relative_error(contestant.model(image), expected) < 1e-4
+            assert relative_error(entry.model(image), expected) < 1e-4
     if norms is None:
-        assert contestant.backend == "eager-nchw"
+        assert entry.backend == "eager-nchw"
     else:
-        assert contestant.backend is None and run.norms == norms
+        assert entry.backend is None and run.norms == norms
 
 
 @pytest.mark.parametrize("name", ["fastvit_t8", "repvit_m1_1", "repvgg_a0"])
