@@ -164,7 +164,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     timed = [row for row in rows if row.seconds]
     if not timed:
         raise ValueError("nothing was timed, so there is nothing to plot: see the rows' problems")
-    figure = Figure(figsize=(9, 1.2 + 0.26 * len(timed)), layout="constrained")
+    figure = Figure(figsize=(9, 1.7 + 0.26 * len(timed)), layout="constrained")
     axes = figure.subplots()
     bars: dict[str, Any] = {}
     for i, row in enumerate(timed):
@@ -179,7 +179,7 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     axes.invert_yaxis()
     axes.set_xlabel("ms per pass: median, p10 to p90")
     axes.set_title(title, fontsize=10)
-    axes.legend(bars.values(), bars.keys(), fontsize=8)
+    figure.legend(bars.values(), bars.keys(), fontsize=8, ncols=4, loc="outside lower center")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
