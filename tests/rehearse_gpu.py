@@ -303,9 +303,9 @@ def speed(r: Rehearsal) -> Iterator[Step]:
         ("Semantic FPN", seg, arch, 2 if small else 4, (128, 128) if small else (512, 512)),
         ("hand mesh", hand, largest, 2 if small else 32, (64, 64) if small else (224, 224)),
     ):
-        command: list[Any] = ["tools/benchmark_training.py", "--configs"]
+        command: list[Any] = ["tools/benchmark.py", "training"]
         command += [c if "::" in c else f"configs/{c}".format(of) for c in configs]
-        command += ["--batch", batch, "--shape", *shape, "--steps", 2 if small else 20]
+        command += ["--batch", batch, "--shape", *shape, "--runs", 2 if small else 20]
         for flags in [], ["--amp"], ["--amp", "--channels-last"]:
             what = " ".join([f"training step {name}", *flags])
             yield what, measured, what.replace("--", ""), [*command, *flags]
@@ -316,7 +316,7 @@ def speed(r: Rehearsal) -> Iterator[Step]:
         command += ["--batch", batch, "--dtype", "float32", *([] if small else ["float16"])]
         command += ["--shape", *((128, 128) if small else (512, 512)), *rounds]
         yield f"latency of backbones, batch {batch}", measured, f"latency {batch}", command
-    command = ["tools/benchmark_hand.py", "--arch", largest, *rounds]
+    command = ["tools/benchmark.py", "hand", "--arch", largest, *rounds]
     yield "image to mesh", measured, "image to mesh", command
 
 

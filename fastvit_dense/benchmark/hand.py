@@ -1,18 +1,9 @@
-"""How long it takes from an image of a hand to its mesh, which step takes it, in which runtime.
-
-Before anything is timed, the mesh is compared with that of the unfused model. Then all models and runtimes
-take turns, with a matrix product among them that tells what else the machine does.
-"""
-
-from __future__ import annotations
+"""How long it takes from an image of a hand to its mesh, which part takes it, in which runtime."""
 
 import copy
-import json
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,94 +11,56 @@ from torch import Tensor, nn
 
 from ..backbone.archs import ARCHS
 from ..deploy.compare import randomise_statistics
-from ..deploy.runtimes import Setting, Unavailable, configure, prepare
-from ..engine.devices import check_device, wait_for
-from ..hand.geometry import crop_from_box
+from ..deploy.runtimes import Setting, configure, prepare
+from ..engine.models import count_parameters
 from ..hand.model import HandMeshModel
-from ..hand.predictor import HandPredictor, HandResult
-from ..hand.visualization import DrawnHand, hand_picture
-from .timing import interleave, noise, probe, timing
+from ..hand.predictor import HandPredictor
+from .backbone import check_arch
+from .timing import Breakdown, Candidate, Row, Run, check
 
 PARTS = ("crop", "network", "MANO")
 SHAPE = (224, 224)  # of FreiHAND's images
-TOLERANCE = 1e-5  # metres between fused and unfused meshes, whatever runtime
-PAPER_FPS = {"ma36": 218}  # table 8, on an RTX 2080 Ti
 _HEAD_STD = 0.02  # of random weights: outputs of order 1
-_CHANNELS_LAST = (
-    "eager",
-    "cuda-graph",
-    "compile",
-    "openvino",
-)  # the others take (B, C, H, W) in that order
-_DRAWN_EVERY = 10  # rounds: drawing takes longer than all else, and does not count
+_CHANNELS_LAST = ("eager", "cuda-graph", "compile")  # others take NCHW
 
 
-class Row(NamedTuple):
-    """One model in one runtime.
-
-    Attributes:
-        arch: of the backbone.
-        backend: a key of ``backends.BACKENDS``, that the backbone is run in.
-        error: greatest distance of a vertex from the unfused model's, in metres; None without output.
-        problem: why it was not timed; None where it was.
-        seconds: of each timed pass, for each of `PARTS`; under "drawing" of some passes.
-    """
-
-    arch: str
-    backend: str
-    error: float | None
-    problem: str | None
-    seconds: dict[str, list[float]]
-
-    @property
-    def whole(self) -> list[float]:
-        """Seconds of each pass from image to mesh, drawing excluded."""
-        return [sum(parts) for parts in zip(*(self.seconds[p] for p in PARTS), strict=True)]
-
-
-def measure(
-    archs: Sequence[str],
-    backends: Sequence[str],
-    *,
-    device: str = "cpu",
-    threads: int,
-    warmup: int = 100,
-    runs: int = 100,
-    clock: Callable[[], float] = time.perf_counter,
-) -> tuple[list[Row], list[str]]:
-    """Check and time hand models with random weights and the synthetic hand, batch 1.
+def candidates(archs: Sequence[str], settings: Sequence[Setting]) -> list[Candidate]:
+    """Fused hand models with random weights and the synthetic hand (speed depends on neither), batch 1,
+    the backbone in several runtimes. Their vertices are compared with the unfused models'.
 
     Args:
         archs: keys of ``ARCHS``.
-        backends: keys of ``backends.BACKENDS``, for the backbone; the rest is PyTorch's.
-        device: cpu or cuda.
-        threads: of the CPU, for each runtime.
-        warmup: rounds before the timed ones.
-        runs: timed rounds.
-        clock: gives seconds.
-
-    Returns:
-        A row for each model and runtime, and warnings about the machine: none where it was quiet.
-
-    Raises:
-        ValueError: there is no such variant, backend or device.
+        settings: runtimes of the backbone, in float32 on one device; the rest is PyTorch's and numpy's.
     """
-    check_device(device)
-    configure(device)
+    configure(settings[0].device)
     image = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
-    rows, passes = list[Row](), dict[int, _Pass]()
+    # The second image tells a runtime that keeps returning the maps of the first.
+    images = [image[::-1].copy(), image]
+    found: list[Candidate] = []
     for arch in archs:
         model = random_model(arch)
-        for backend in backends:
-            row, predictor = check(model, image, Setting(backend, "float32", device, threads))
-            rows.append(row._replace(arch=arch))
-            if predictor is not None:
-                passes[len(rows) - 1] = _Pass(predictor, image, clock)
-    calls: dict[Any, Callable[[], object]] = {"probe": probe(device), **passes}
-    products = interleave(calls, warmup=warmup, runs=runs, clock=clock)["probe"]
-    for i, timed in passes.items():
-        rows[i] = rows[i]._replace(seconds=timed.seconds(warmup))
-    return rows, noise(products)
+        unfused = HandPredictor(copy.deepcopy(model), device="cpu", fuse=False)
+        expected = _meshes(unfused, images)
+        for setting in settings:
+            predictor = HandPredictor(model, device=setting.device)
+            figures = dict(parameters=count_parameters(predictor.model))
+            row = Row(f"fastvit_{arch}", setting.backend, setting.dtype, 1, figures)
+            row, run = check(row, partial(_prepare, predictor, setting, images), expected)
+            found.append((row, run and image_to_mesh(predictor, image)))
+    return found
+
+
+def image_to_mesh(predictor: HandPredictor, image: np.ndarray, **clock: Any) -> Breakdown:
+    """A call that predicts the hand in an image (H, W, 3) and notes the time of each of `PARTS`."""
+    device = str(predictor.device)
+    breakdown = Breakdown(lambda: predictor(image), PARTS, rest="crop", device=device, **clock)
+    head: Any = predictor.model.head
+    for owner, function, part in (
+        (predictor, "features", "network"), (head, "forward", "network"),
+        (head, "pose_hands", "MANO"), (predictor, "place", "MANO"),
+    ):  # fmt: skip
+        breakdown.watch(owner, function, part)
+    return breakdown
 
 
 def random_model(arch: str) -> HandMeshModel:
@@ -117,13 +70,11 @@ def random_model(arch: str) -> HandMeshModel:
         arch: a key of ``ARCHS``.
 
     Raises:
-        ValueError: there is no such variant.
+        ValueError: the variant does not exist.
     """
-    if arch not in ARCHS:
-        raise ValueError(f"--arch must be of {', '.join(ARCHS)}; got {arch}")
     term = dict(criterion="l1")
     model = HandMeshModel(
-        backbone=dict(type="FastViT", arch=arch, out_indices=(3,), out_norm=False),
+        backbone=dict(type="FastViT", arch=check_arch(arch), out_indices=(3,), out_norm=False),
         head=dict(type="ManoHead", in_channels=ARCHS[arch].widths[-1], mano="synthetic"),
         loss=dict(type="HandLoss", vertices=term, keypoints=term, keypoints_2d=term),
         data_preprocessor=dict(
@@ -141,38 +92,6 @@ def random_model(arch: str) -> HandMeshModel:
     return model.eval()
 
 
-def check(
-    model: HandMeshModel, image: np.ndarray, setting: Setting
-) -> tuple[Row, HandPredictor | None]:
-    """Fuse a model, bring its backbone into a runtime, and compare the mesh with the unfused model's.
-
-    Args:
-        model: unfused, on the CPU; it is left as it is.
-        image: (H, W, 3) uint8 BGR.
-        setting: runtime of the backbone.
-
-    Returns:
-        Its row without times, and the predictor to time; None where it cannot be had or is wrong, which
-        the row's `problem` tells.
-    """
-    # The second image tells a runtime that keeps returning the maps of the first.
-    images = [image[::-1].copy(), image]
-    unfused = HandPredictor(copy.deepcopy(model), device="cpu", fuse=False)
-    expected = [unfused(x) for x in images]
-    error, problem = None, None
-    try:
-        predictor = HandPredictor(model, device=setting.device)
-        if setting.backend != "eager":
-            predictor.features = in_runtime(predictor, setting)
-        error = max(map(_distance, map(predictor, images), expected))
-        if not error <= TOLERANCE:
-            problem = f"WRONG OUTPUT: {error:.1e} m off, at most {TOLERANCE:g} expected"
-    except Unavailable as e:
-        problem = str(e)
-    row = Row("", setting.backend, error, problem, {})
-    return row, predictor if problem is None else None
-
-
 def in_runtime(predictor: HandPredictor, setting: Setting) -> Callable[[Tensor], list[Tensor]]:
     """The backbone of a predictor in another runtime.
 
@@ -184,7 +103,7 @@ def in_runtime(predictor: HandPredictor, setting: Setting) -> Callable[[Tensor],
         A function from a crop (1, 3, S, S) to the backbone's maps.
 
     Raises:
-        Unavailable: it cannot be had.
+        Unavailable: the runtime is not available here.
     """
     # Runtimes run one image in its place, if it is in the order they take: each crop is copied there.
     order = torch.channels_last if setting.backend in _CHANNELS_LAST else torch.contiguous_format
@@ -199,117 +118,11 @@ def in_runtime(predictor: HandPredictor, setting: Setting) -> Callable[[Tensor],
     return features
 
 
-def table(rows: Sequence[Row], warnings: Sequence[str], *, device: str) -> str:
-    """A Markdown table of all rows, and what could not be measured and why.
-
-    Args:
-        rows: of :func:`measure`.
-        warnings: likewise.
-        device: cpu or cuda.
-    """
-    shares = " | ".join(f"{part}, ms (share)" for part in PARTS)
-    lines = [
-        f"| model | backbone in | error, m | ms (median) | p10 | p90 | FPS | {shares} | drawing, ms |",
-        "|" + "---|" * (8 + len(PARTS)),
-    ]
-    for row in rows:
-        if not row.seconds:
-            continue
-        whole = timing(row.whole)
-        medians = {part: timing(seconds).median for part, seconds in row.seconds.items()}
-        total = sum(medians[part] for part in PARTS)
-        cells = [f"fastvit_{row.arch}", row.backend, f"{row.error or 0:.1e}"]
-        cells += [f"{1e3 * s:.2f}" for s in (whole.median, whole.p10, whole.p90)]
-        cells += [f"{1 / whole.median:.1f}"]
-        cells += [f"{1e3 * medians[p]:.2f} ({medians[p] / total:.0%})" for p in PARTS]
-        cells += [f"{1e3 * medians['drawing']:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "FPS from image to mesh, batch 1, fused; drawing is not in it."]
-    lines += [f"Not measured: {r.arch}, {r.backend}: {r.problem}" for r in rows if r.problem]
-    if device == "cuda":
-        for arch in {row.arch for row in rows} & set(PAPER_FPS):
-            lines.append(
-                f"Paper: fastvit_{arch} {PAPER_FPS[arch]} FPS on an RTX 2080 Ti (table 8)."
-            )
-    return "\n".join([*lines, *(f"WARNING: {warning}" for warning in warnings)])
+def _prepare(predictor: HandPredictor, setting: Setting, images: Sequence[np.ndarray]) -> Run:
+    if setting.backend != "eager":
+        predictor.features = in_runtime(predictor, setting)
+    return lambda: _meshes(predictor, images)
 
 
-def write_json(
-    path: str | Path,
-    rows: Sequence[Row],
-    warnings: Sequence[str],
-    *,
-    conditions: Mapping[str, str],
-    arguments: Mapping[str, Any],
-) -> None:
-    """Write everything that was measured, each pass included, in seconds and metres.
-
-    Args:
-        path: file to write.
-        rows: of :func:`measure`.
-        warnings: likewise.
-        conditions: processor, threads, versions.
-        arguments: what the run was asked for.
-    """
-    content = dict(
-        conditions=conditions,
-        arguments=arguments,
-        warnings=list(warnings),
-        rows=[row._asdict() for row in rows],
-    )
-    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-class _Pass:
-    """One image to its mesh with a predictor, timed part by part each time it is called."""
-
-    def __init__(
-        self, predictor: HandPredictor, image: np.ndarray, clock: Callable[[], float]
-    ) -> None:
-        self._predictor, self._image, self._clock = predictor, image, clock
-        self._passes: list[dict[str, float]] = []
-        self._drawing: list[float] = []
-        self._posing = 0.0
-        head: Any = predictor.model.head
-        self._pose_hands, head.pose_hands = head.pose_hands, self._timed_pose
-
-    def __call__(self) -> None:
-        predictor, start = self._predictor, self._now()
-        with torch.inference_mode():
-            matrix = crop_from_box(SHAPE, out_size=predictor.size)
-            crop = predictor.crop(self._image, matrix)
-            cropped = self._now()
-            prediction = predictor.model.head(predictor.features(crop))
-            predicted = self._now()
-            hand = predictor.place(prediction, matrix, left=False, K=None)
-        placed = self._now()
-        mano = self._posing + placed - predicted
-        parts = (cropped - start, predicted - cropped - self._posing, mano)
-        self._passes.append(dict(zip(PARTS, parts, strict=True)))
-        if len(self._passes) % _DRAWN_EVERY == 1:
-            self._draw(hand)
-
-    def seconds(self, warmup: int) -> dict[str, list[float]]:
-        """Of each pass but the first `warmup`, by part, and of what was drawn."""
-        found = {part: [p[part] for p in self._passes[warmup:]] for part in PARTS}
-        return {**found, "drawing": self._drawing}
-
-    def _timed_pose(self, *args: Tensor) -> Any:
-        start = self._now()
-        prediction = self._pose_hands(*args)
-        self._posing = self._now() - start
-        return prediction
-
-    def _draw(self, hand: HandResult) -> None:
-        start = self._now()
-        hand_picture(self._image, DrawnHand(hand.vertices, hand.vertices_2d), hand.faces)
-        self._drawing.append(self._now() - start)
-
-    def _now(self) -> float:
-        wait_for(self._predictor.device)
-        return self._clock()
-
-
-def _distance(hand: HandResult, other: HandResult) -> float:
-    distance = float(np.linalg.norm(hand.vertices - other.vertices, axis=1).max())
-    return math.inf if math.isnan(distance) else distance
+def _meshes(predictor: HandPredictor, images: Sequence[np.ndarray]) -> list[Tensor]:
+    return [torch.from_numpy(predictor(image).vertices) for image in images]

@@ -1,79 +1,99 @@
-"""What a measurement or a run leaves to look at: tables, JSON, plots, the conditions it was made under."""
+"""What a measurement or a training leaves to look at: table, JSON, plots, the conditions of the run."""
 
 import json
-import math
 import os
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-from matplotlib.colors import TABLEAU_COLORS
+import torch
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
-from ..deploy import runtimes as backends
-from .timing import Row, timing
-from .training import device_name
+from ..compat import mmcv_ops
+from ..deploy import runtimes
+from ..io.files import why_unwritable
+from .timing import Row, percentiles
 
-COLUMNS = (
-    "model", "backend", "dtype", "params, M", "MACs, G", "error", "ms (median)", "p10", "p90",
-    "p90/p10", "speed-up",
-)  # fmt: skip
+# Of a row's figures: column and format.
+FIGURES = {
+    "parameters": ("params, M", lambda value: f"{value / 1e6:.2f}"),
+    "macs": ("MACs, G", lambda value: f"{value / 1e9:.2f}"),
+    "memory": ("peak memory, GiB", lambda value: f"{value / 2**30:.2f}"),
+    "error": ("error", lambda value: f"{value:.1e}"),
+}
+_TIMES = ("ms (median)", "p10", "p90", "p90/p10", "images/s", "speed-up")
 
 
-def environment(device: str, threads: int, used: Sequence[str]) -> dict[str, str]:
-    """The conditions of a run: processor, threads, versions, how idle OpenMP threads wait, and on CUDA
-    what :func:`fastvit_dense.deploy.runtimes.arithmetic` tells.
+def environment(device: str, threads: int, backends: Sequence[str]) -> dict[str, str]:
+    """The conditions of a run: processor, threads, versions, operators, how idle OpenMP threads wait, and
+    on CUDA what :func:`fastvit_dense.deploy.runtimes.arithmetic` tells.
 
     Args:
-        device: cpu or cuda.
+        device: cpu, cuda or cuda:0.
         threads: threads of the CPU that each backend was given.
-        used: keys of ``backends.BACKENDS``.
+        backends: keys of ``runtimes.BACKENDS``.
     """
     return {
         "device": device_name(device),
         "threads": str(threads),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
-        **backends.versions(used),
-        **backends.arithmetic(device),
+        "mmcv operators": mmcv_ops.describe().partition(": ")[2],
+        **runtimes.versions(backends),
+        **runtimes.arithmetic(device),
     }
 
 
-def check_reference(name: str | None, names: Sequence[str]) -> None:
-    """See that there is a model for speed-ups to refer to.
+def device_name(device: str) -> str:
+    """The GPU's or processor's name as it gives it; "CPU" if the system does not tell."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty on many of them
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
+
+
+def check_outputs(**paths: str | None) -> None:
+    """See, before anything is measured, that files can be written.
 
     Args:
-        name: of the model; None means the first.
-        names: of the models that are measured.
+        paths: by the option's name, ``json`` and ``plot``; None is not written.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: one cannot be written, or matplotlib does not know the plot's format.
     """
-    if name is not None and name not in names:
-        raise ValueError(f"--reference must be one of {', '.join(names)}; got {name!r}")
+    formats = Figure().canvas.get_supported_filetypes()
+    for option, path in ((option, Path(path)) for option, path in paths.items() if path):
+        problem = "is a folder" if path.is_dir() else why_unwritable(path.parent)
+        if option == "plot" and path.suffix[1:] not in formats:
+            problem = f"is no picture: expected a name that ends in one of {', '.join(formats)}"
+        if problem:
+            raise ValueError(f"--{option} {path} {problem}")
 
 
 def reference_row(rows: Sequence[Row], name: str | None = None) -> Row | None:
-    """The row that speed-ups refer to: the first that was timed.
-
-    Args:
-        rows: of :func:`fastvit_dense.benchmark.timing.measure`.
-        name: of a model, to take its first timed row.
-
-    Returns:
-        The row; None if nothing was timed.
+    """The row that speed-ups refer to: the first that is timed, of a model's name if one is given.
 
     Raises:
         ValueError: no row has this name.
     """
-    check_reference(name, list(dict.fromkeys(row.name for row in rows)))
-    timed = [row for row in rows if row.seconds and name in (None, row.name)]
-    return timed[0] if timed else None
+    names = list(dict.fromkeys(row.name for row in rows))
+    if name is not None and name not in names:
+        raise ValueError(f"--reference must be one of {', '.join(names)}; got {name!r}")
+    return next((row for row in rows if row.seconds and name in (None, row.name)), None)
 
 
-def table(rows: Sequence[Row], warnings: Sequence[str], *, reference: str | None = None) -> str:
-    """A Markdown table of all rows, what could not be measured and why, and warnings.
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def table(
+    rows: Sequence[Row], warnings: Sequence[str] = (), *, reference: str | None = None
+) -> str:
+    """A Markdown table of what was timed, what could not be measured and why, and warnings.
 
     Args:
         rows: of :func:`fastvit_dense.benchmark.timing.measure`.
@@ -81,43 +101,36 @@ def table(rows: Sequence[Row], warnings: Sequence[str], *, reference: str | None
         reference: model whose first row speed-ups refer to; None means the first row.
 
     Raises:
-        ValueError: there is no model of that name.
+        ValueError: no row has this name.
     """
     base = reference_row(rows, reference)
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    missing: dict[tuple[str, str, str], list[str]] = {}
-    for row in rows:
-        cells = [row.name, row.backend, row.dtype, f"{row.parameters / 1e6:.2f}"]
-        cells += [f"{row.macs / 1e9:.2f}", "-" if row.error is None else f"{row.error:.1e}"]
-        if row.seconds and base:
-            t = timing(row.seconds)
-            cells += [f"{1e3 * s:.2f}" for s in (t.median, t.p10, t.p90)]
-            cells += [f"{t.spread:.2f}", f"{timing(base.seconds).median / t.median:.2f}"]
-        elif row.error is not None:
-            cells += ["WRONG OUTPUT", *["-"] * 4]
-        if len(cells) == len(COLUMNS):
-            lines.append("| " + " | ".join(cells) + " |")
-        if row.problem:
-            missing.setdefault((row.backend, row.dtype, row.problem), []).append(row.name)
-    if missing:
-        lines += ["", "Not measured:"]
-        for (backend, dtype, problem), names in missing.items():
-            lines.append(f"- {backend}, {dtype} ({', '.join(names)}): {problem}")
-    lines.append("")
+    timed = [row for row in rows if row.seconds]
+    figures = [key for key in FIGURES if any(key in row.figures for row in timed)]
+    header = ["model", "backend", "dtype", *(FIGURES[key][0] for key in figures), *_TIMES]
+    cells = []
+    for row in timed:
+        p10, median, p90 = percentiles(row.seconds)
+        speed, parts = row.images / median, [percentiles(s)[1] for s in row.parts.values()]
+        cells.append([
+            *row[:3], *(FIGURES[key][1](row.figures[key]) for key in figures),
+            *(f"{1e3 * s:.2f}" for s in (median, p10, p90)), f"{p90 / p10:.2f}", f"{speed:.2f}",
+            f"{speed / base.images * percentiles(base.seconds)[1]:.2f}" if base else "",
+            *(f"{1e3 * part:.2f} ({part / sum(parts):.0%})" for part in parts),
+        ])  # fmt: skip
+    header += [f"{part}, ms (share)" for part in next((r.parts for r in timed if r.parts), {})]
+    lines = markdown(header, cells)
+    problems = [f"- {r.name}, {r.backend}, {r.dtype}: {r.problem}" for r in rows if r.problem]
+    if problems:
+        lines += ["", "Not measured:", *problems]
     if base:
-        lines.append(f"Speed-up: against {base.name}, {base.backend}, {base.dtype}.")
-    lines += [f"WARNING: {warning}" for warning in warnings]
-    return "\n".join(lines)
+        lines += ["", f"Speed-up: against {base.name}, {base.backend}, {base.dtype}."]
+    return "\n".join([*lines, *(f"WARNING: {warning}" for warning in warnings)])
 
 
 def write_json(
-    path: str | Path,
-    rows: Sequence[Row],
-    warnings: Sequence[str],
-    *,
-    conditions: dict[str, str],
-    arguments: dict[str, Any],
-) -> None:
+    path: str, rows: Sequence[Row], warnings: Sequence[str], conditions: Mapping[str, str],
+    arguments: Mapping[str, Any],
+) -> None:  # fmt: skip
     """Write everything that was measured, each pass included; all times in seconds.
 
     Args:
@@ -127,24 +140,18 @@ def write_json(
         conditions: of :func:`environment`.
         arguments: what the run was asked for.
     """
-    entries = []
-    for row in rows:
-        entry = row._asdict()
-        if row.seconds:
-            entry |= timing(row.seconds)._asdict()
-        # JSON has neither NaN nor infinity.
-        entries.append({k: None if _not_finite(v) else v for k, v in entry.items()})
-    content = dict(
-        conditions=conditions,
-        arguments=arguments,
-        warnings=list(warnings),
-        rows=entries,
-    )
-    Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    entries = [row._asdict() for row in rows]
+    for entry in entries:
+        if entry["seconds"]:
+            entry |= zip(("p10", "median", "p90"), percentiles(entry["seconds"]), strict=True)
+    found = dict(conditions=conditions, arguments=arguments, warnings=warnings, rows=entries)
+    text = json.dumps(found, indent=1, allow_nan=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(f"{text}\n", encoding="utf-8")
 
 
 def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
-    """Draw the medians as horizontal bars, with whiskers from p10 to p90.
+    """Draw the medians as horizontal bars, of their parts if there are any, with whiskers from p10 to p90.
 
     Args:
         rows: of :func:`fastvit_dense.benchmark.timing.measure`; those without times are left out.
@@ -157,30 +164,24 @@ def plot(rows: Sequence[Row], path: str | Path, *, title: str = "") -> None:
     timed = [row for row in rows if row.seconds]
     if not timed:
         raise ValueError("nothing was timed, so there is nothing to plot: see the rows' problems")
-    figure = Figure(figsize=(9, 1.2 + 0.26 * len(timed)), layout="constrained")
+    figure = Figure(figsize=(9, 1.7 + 0.26 * len(timed)), layout="constrained")
     axes = figure.subplots()
-    colors = {
-        key: f"C{i}" for i, key in enumerate(dict.fromkeys((r.backend, r.dtype) for r in timed))
-    }
+    bars: dict[str, Any] = {}
     for i, row in enumerate(timed):
-        t = timing(row.seconds)
-        key = (row.backend, row.dtype)
-        axes.barh(i, 1e3 * t.median, color=colors[key], height=0.75, label=", ".join(key))
-        whisker = [[1e3 * (t.median - t.p10)], [1e3 * (t.p90 - t.median)]]
-        axes.errorbar(1e3 * t.median, i, xerr=whisker, color="black", capsize=2, linewidth=1)
+        left, (p10, _, p90) = 0.0, percentiles(row.seconds)
+        for label, seconds in (row.parts or {f"{row.backend}, {row.dtype}": row.seconds}).items():
+            color = bars[label][0].get_facecolor() if label in bars else f"C{len(bars)}"
+            width = 1e3 * percentiles(seconds)[1]
+            bars[label] = axes.barh(i, width, left=left, color=color)
+            left += width
+        axes.hlines(i, 1e3 * p10, 1e3 * p90, color="black")
     axes.set_yticks(range(len(timed)), [row.name for row in timed], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("ms a pass: median, p10 to p90")
+    axes.set_xlabel("ms per pass: median, p10 to p90")
     axes.set_title(title, fontsize=10)
-    axes.grid(axis="x", alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), fontsize=8)
+    figure.legend(bars.values(), bars.keys(), fontsize=8, ncols=4, loc="outside lower center")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-
-
-def _not_finite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 Scalars = dict[str, list[tuple[int, float]]]
@@ -209,66 +210,53 @@ def read_scalars(work_dir: str | Path) -> Scalars:
         entry = json.loads(line)
         step = int(entry.get("step", entry.get("iter", 0)))
         for name, value in entry.items():
-            if isinstance(value, (int, float)) and name not in ("step", "iter", "epoch"):
+            if isinstance(value, int | float) and name not in ("step", "iter", "epoch"):
                 scalars.setdefault(name, []).append((step, float(value)))
     return scalars
 
 
 def plot_training(scalars: Scalars, path: str | Path) -> None:
-    """Draw the loss terms over the iterations, and the learning rate below.
+    """Draw the loss terms over the iterations.
 
     Args:
         scalars: as :func:`read_scalars` gives them.
         path: image file to write.
     """
-    losses = [n for n in scalars if n == "loss" or ("loss_" in n and len(scalars[n]) > 1)]
     figure = Figure(figsize=(8, 5), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    for name, color in zip(losses, TABLEAU_COLORS.values(), strict=False):
-        steps, values = zip(*scalars[name], strict=True)
-        top.plot(steps, values, label=name, color=color, linewidth=2.5 if name == "loss" else 1.2)
-    top.set_yscale("log")
-    top.set_ylabel("training loss")
-    top.grid(alpha=0.3)
-    top.legend(ncols=3, fontsize=8)
-    bottom.plot(*zip(*scalars.get("lr", [(0, 0.0)]), strict=True), color="black")
-    bottom.set_ylabel("learning rate")
-    bottom.set_xlabel("iteration")
-    bottom.grid(alpha=0.3)
+    axes = figure.subplots()
+    for name, points in scalars.items():
+        if name == "loss" or ("loss_" in name and len(points) > 1):
+            axes.plot(*zip(*points, strict=True), label=name)
+    axes.set_yscale("log")
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("training loss")
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
 def contact_sheet(
-    pictures: Sequence[str | Path], path: str | Path, *, columns: int = 2, height: int = 300
+    pictures: Sequence[str | Path], path: str | Path, *, columns: int = 2, width: int = 480
 ) -> None:
-    """Tile pictures, scaled to one height, rows filled to one width with white.
+    """Show pictures in one, side by side.
 
     Args:
         pictures: image files.
         path: image file to write.
-        columns: pictures a row.
-        height: height of a row in pixels.
+        columns: pictures per row.
+        width: of a column in pixels; a row is as high as the first picture is at this width.
 
     Raises:
-        ValueError: there is no picture, or one cannot be read.
-        OSError: `path` cannot be written.
+        ValueError: there is no picture.
     """
     if not pictures:
         raise ValueError(f"no pictures for {path}: expected at least one file")
-    images = []
-    for picture in pictures:
-        image = cv2.imread(str(picture))
-        if image is None:
-            raise ValueError(f"{picture} is not an image that OpenCV can read")
-        width = round(image.shape[1] * height / image.shape[0])
-        images.append(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
-    cell = max(image.shape[1] for image in images)
-    rows = -(-len(images) // columns)
-    gap = 8
-    sheet = np.full((rows * (height + gap) + gap, columns * (cell + gap) + gap, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        y = gap + (i // columns) * (height + gap)
-        x = gap + (i % columns) * (cell + gap) + (cell - image.shape[1]) // 2
-        sheet[y : y + height, x : x + image.shape[1]] = image
-    if not cv2.imwrite(str(path), sheet):
-        raise OSError(f"{path} could not be written: does its folder exist?")
+    images = [imread(picture) for picture in pictures]
+    rows, (height, own_width) = -(-len(images) // columns), images[0].shape[:2]
+    size = columns * width, rows * width * height / own_width
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, image in zip(figure.axes, images, strict=False):
+        axes.imshow(image)
+    figure.savefig(path)

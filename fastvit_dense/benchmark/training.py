@@ -2,97 +2,80 @@
 
 import gc
 import multiprocessing
-import platform
 import resource
-import statistics
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.utils import import_modules_from_strings
-from tqdm import tqdm
 
+from ..deploy.runtimes import DTYPES
 from ..engine.devices import wait_for
-from .model import random_data
+from ..engine.models import count_parameters
+from .model import HAND, build_model, read_model_config
+from .timing import Candidate, Row
 
 
 class Workload(NamedTuple):
-    """One training step: what is fed to the model, and where.
+    """What is fed to a model, and where.
 
     Attributes:
-        batch: images a step.
+        batch: images per step.
         shape: height and width of the images in pixels.
         device: cpu, cuda or cuda:0.
         amp: autocast, float16 with loss scaling on cuda and bfloat16 on cpu.
-        objects: boxes with masks an image, for detectors.
+        objects: boxes with masks per image, for detectors.
         channels_last: weights, and with them all maps, in that memory format.
     """
 
     batch: int
     shape: tuple[int, int]
     device: str
-    amp: bool
+    amp: bool = False
     objects: int = 7
     channels_last: bool = False
 
-
-class Speed(NamedTuple):
-    """What was measured for one model.
-
-    Attributes:
-        seconds: of each timed step: forward, losses, backward, optimizer.
-        memory: peak bytes of the first two steps. On cuda what tensors of this model took; on cpu the
-            resident set of a process of its own.
-    """
-
-    seconds: list[float]
-    memory: int
+    @property
+    def dtype(self) -> str:
+        """Of the arithmetic."""
+        if not self.amp:
+            return "float32"
+        return "float16" if torch.device(self.device).type == "cuda" else "bfloat16"
 
 
-class Trainee:
-    """A model with its optimizer and one batch of random data.
+class TrainingStep:
+    """A model with its optimizer and one batch of random data; called, it does one step.
 
     Args:
-        model: ``model`` of a config, as :func:`detectors` gives it; weights are random whatever its
-            ``init_cfg``.
+        cfg: of :func:`read_training_config`.
         work: the step to do.
 
     Raises:
         ValueError: the device is neither a CPU nor a CUDA device.
     """
 
-    def __init__(self, model: dict[str, Any], work: Workload) -> None:
+    def __init__(self, cfg: Config, work: Workload) -> None:
         kind = torch.device(work.device).type
         if kind not in ("cpu", "cuda"):
             raise ValueError(f"training is timed on cpu or cuda, got the device {work.device!r}")
-        model = dict(model)
-        import_modules_from_strings(model.pop("_imports_", []))  # on a CPU, this is a new process
-        scope = model.get("_scope_", "mmdet")
+        # On a CPU, this is a new process.
+        import_modules_from_strings(cfg.get("custom_imports", {}).get("imports", []))
         self.work = work
-        with DefaultScope.overwrite_default_scope(scope):
-            self.model: Any = MODELS.build(model).to(work.device).train()
+        self.model: Any = build_model(cfg).to(work.device).train()
         if work.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
         # At the usual scale of 2**16 gradients overflow in the first steps, which then leave the optimizer
         # out, and with it the memory of its state. At 1 no step does, and each costs what it costs later.
-        self.scaler = torch.amp.GradScaler(
-            kind, init_scale=1.0, enabled=work.amp and kind == "cuda"
-        )
-        self.autocast = (
-            nullcontext()
-            if not work.amp
-            else torch.autocast(kind, torch.float16 if kind == "cuda" else torch.bfloat16)
-        )
-        self.data = _annotated_data(self.model, scope, work)
+        scaled = work.dtype == "float16"
+        self.scaler = torch.amp.GradScaler(kind, init_scale=1.0, enabled=scaled)
+        self.autocast = torch.autocast(kind, DTYPES[work.dtype], enabled=work.amp)
+        self.data = _annotated_data(self.model, cfg.get("default_scope", "mmengine"), work)
 
-    def step(self) -> None:
+    def __call__(self) -> None:
         """One training step, finished on the device when it returns; in mmengine's order."""
         data = self.model.data_preprocessor(self.data, training=True)
         with self.autocast:
@@ -104,146 +87,95 @@ class Trainee:
         wait_for(self.work.device)
 
 
-def measure(
-    models: dict[str, dict[str, Any]], work: Workload, *, steps: int = 10, warmup: int = 2
-) -> dict[str, Speed]:
-    """Time training steps of several models, one of each in turn, so that drift hits all alike.
+def candidates(configs: Sequence[str], work: Workload) -> list[Candidate]:
+    """Training steps of several models, with the peak memory of their first two.
+
+    On cuda that is what tensors of this model took; on cpu the resident set of a process of its own.
 
     Args:
-        models: name to ``model`` of a config, as :func:`detectors` gives them.
+        configs: of detectors, segmentors or hand models; files, or ``mmdet::...``.
         work: the step to do.
-        steps: timed steps of each.
-        warmup: steps before, not timed.
 
-    Returns:
-        For each name its times and peak memory.
+    Raises:
+        FileNotFoundError: a config does not exist.
+        ValueError: a config is of another kind of model.
     """
-    trainees, memory = dict[str, Trainee](), dict[str, int]()
-    for name, model in models.items():
-        trainees[name], memory[name] = _begin(model, work)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for i in tqdm(range(warmup + steps), desc="training steps", disable=None):
-        for name, trainee in trainees.items():
-            start = time.perf_counter()
-            trainee.step()
-            if i >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: Speed(seconds[name], memory[name]) for name in models}
+    found: list[Candidate] = []
+    for path, cfg in [(path, read_training_config(path)) for path in configs]:
+        step, memory = _begin(cfg, work)
+        figures = dict(parameters=count_parameters(step.model), memory=memory)
+        found.append((Row(Path(path).stem, "eager", work.dtype, work.batch, figures), step))
+    return found
 
 
-def table(results: dict[str, Speed], work: Workload) -> str:
-    """Format results as a Markdown table, in the order given, with ratios to the last row.
+def read_training_config(path: str) -> Config:
+    """A config for :class:`TrainingStep`, whose weights are random whatever its ``init_cfg``.
 
-    Args:
-        results: as :func:`measure` gives them.
-        work: the step that was done.
+    Hand models get the synthetic hand, which computes as much as MANO does.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is no config, or of another kind of model.
     """
-    last = results[list(results)[-1]]
-    rows = [
-        "| model | images/s (median) | step, s: min / median / max | peak memory, GiB | "
-        "speed, relative | memory, relative |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, speed in results.items():
-        median = statistics.median(speed.seconds)
-        rows.append(
-            f"| {name} | {work.batch / median:.2f} | {min(speed.seconds):.3f} / {median:.3f} / "
-            f"{max(speed.seconds):.3f} | {speed.memory / 2**30:.2f} | "
-            f"{statistics.median(last.seconds) / median:.2f} | {speed.memory / last.memory:.2f} |"
-        )
-    return "\n".join(rows)
-
-
-def detectors(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Read the ``model`` of several configs, by the file's name: detectors, segmentors, hand models.
-
-    Weights are left random; hand models get the synthetic hand, which computes as much as MANO does.
-    ``_scope_`` is the config's ``default_scope``, ``_imports_`` the modules that it imports.
-
-    Args:
-        paths: config files; ``mmdet::...`` names one inside mmdet.
-    """
-    models = {}
-    for path in paths:
-        if "::" in path:
-            from mmengine.hub import get_config
-
-            cfg = get_config(path)
-        else:
-            cfg = Config.fromfile(path)
-        cfg.model.backbone.init_cfg = None
-        if "pretrained" in cfg.model:  # mmseg's configs name the backbone's weights there
-            cfg.model.pretrained = None
-        cfg.model._scope_ = cfg.get("default_scope", "mmengine")
-        cfg.model._imports_ = cfg.get("custom_imports", {}).get("imports", [])
-        if cfg.model.type == "HandMeshModel":
-            cfg.model.head.mano = "synthetic"
-        models[path.split("/")[-1].removesuffix(".py")] = cfg.model
-    return models
-
-
-def device_name(device: str) -> str:
-    """The GPU's or processor's name as it gives it; "CPU" where the system does not tell.
-
-    Args:
-        device: cpu, cuda or cuda:0.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty on many of them
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "CPU"
+    cfg = read_model_config(path)
+    if cfg.model.type == HAND:
+        cfg.model.head.mano = "synthetic"
+    return cfg
 
 
 def _annotated_data(model: Any, scope: str, work: Workload) -> dict[str, Any]:
     """One batch of random images with what the model's losses need, on the device."""
+    size = dict(img_shape=work.shape, pad_shape=work.shape, batch_input_shape=work.shape)
+    generator = torch.Generator().manual_seed(0)
     if scope == "mmdet":
         from mmdet.testing import demo_mm_inputs
 
         # The largest of all parts: an RPN counts one class, object or not.
         classes = max(getattr(module, "num_classes", 0) for module in model.modules())
         data = demo_mm_inputs(
-            work.batch,
-            [[3, *work.shape]] * work.batch,
-            num_items=[work.objects] * work.batch,
-            num_classes=classes + 1,  # it leaves class 0 out
-            with_mask=True,
-            device=work.device,
-        )
+            work.batch, [[3, *work.shape]] * work.batch, num_items=[work.objects] * work.batch,
+            num_classes=classes + 1, with_mask=True, device=work.device,  # it leaves class 0 out
+        )  # fmt: skip
         for sample in data["data_samples"]:
             sample.gt_instances.labels -= 1
         return data
-    data = random_data(work.batch, work.shape, scope=scope)
-    generator = torch.Generator().manual_seed(0)
-    for sample in data["data_samples"]:
+    samples: list[Any] = []
+    for _ in range(work.batch):
         if scope == "mmseg":
+            from mmseg.structures import SegDataSample
+
             labels = torch.randint(model.num_classes, (1, *work.shape), generator=generator)
-            sample.gt_sem_seg = PixelData(data=labels)
+            sample = SegDataSample(metainfo=size, gt_sem_seg=PixelData(data=labels))
         else:  # the hand model
-            points = {"vertices": (778, 3), "keypoints": (21, 3), "keypoints_2d": (21, 2)}
-            sample.gt = BaseDataElement(
-                **{name: torch.rand(size, generator=generator) for name, size in points.items()}
-            )
-    return {key: [x.to(work.device) for x in values] for key, values in data.items()}
+            points = dict(vertices=(778, 3), keypoints=(21, 3), keypoints_2d=(21, 2))
+            truth = {k: torch.rand(shape, generator=generator) for k, shape in points.items()}
+            sample = BaseDataElement(metainfo=size, gt=BaseDataElement(**truth))
+        samples.append(sample.to(work.device))
+    images = torch.randint(
+        256, (work.batch, 3, *work.shape), dtype=torch.uint8, generator=generator
+    )
+    return dict(inputs=list(images.to(work.device)), data_samples=samples)
 
 
-def _begin(model: dict[str, Any], work: Workload) -> tuple[Trainee, int]:
-    """A model after its first two steps, or on a CPU before any, and peak bytes of such steps."""
+def _begin(cfg: Config, work: Workload) -> tuple[TrainingStep, int]:
+    """A training step after two calls, or on a CPU before any, and peak bytes of such calls."""
     if torch.device(work.device).type == "cpu":
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return Trainee(model, work), pool.apply(_resident, (model, work))
+            return TrainingStep(cfg, work), pool.apply(_resident, (cfg, work))
     gc.collect()  # or garbage of the models before it is freed meanwhile
     before = torch.cuda.memory_allocated(work.device)
     torch.cuda.reset_peak_memory_stats(work.device)
-    trainee = Trainee(model, work)
+    step = _after_two(cfg, work)
+    return step, torch.cuda.max_memory_allocated(work.device) - before
+
+
+def _after_two(cfg: Config, work: Workload) -> TrainingStep:
+    step = TrainingStep(cfg, work)
     for _ in range(2):  # the optimizer's state is there from the second one on
-        trainee.step()
-    return trainee, torch.cuda.max_memory_allocated(work.device) - before
+        step()
+    return step
 
 
-def _resident(model: dict[str, Any], work: Workload) -> int:
-    trainee = Trainee(model, work)
-    for _ in range(2):
-        trainee.step()
+def _resident(cfg: Config, work: Workload) -> int:
+    _after_two(cfg, work)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

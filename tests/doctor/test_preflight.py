@@ -396,9 +396,6 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: Any, tool: str, *arguments: o
     ("tool", "arguments"),
     [
         ("benchmark", []),
-        ("benchmark_hand", []),
-        ("benchmark_inference", ["x.jpg"]),
-        ("benchmark_training", []),
         ("seg_demo", ["{image}", "--config", SEG, "--checkpoint", "x.pth"]),
         ("hand_demo", ["{image}", "--checkpoint", "x.pth"]),
     ],

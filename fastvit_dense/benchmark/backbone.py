@@ -1,9 +1,12 @@
-"""The backbones whose latency is compared: FastViT, fused or not, and baselines, timm's models by name."""
+"""Latency of fused backbones in several runtimes: FastViT, and baselines, timm's models by name."""
 
 import copy
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -14,51 +17,93 @@ from ..backbone.archs import ARCHS, STRIDES
 from ..backbone.fastvit import FastViT
 from ..backbone.reparameterize import reparameterize, split_patch_embeddings
 from ..deploy.compare import randomise_statistics
+from ..deploy.runtimes import Setting, configure, prepare
+from ..engine.models import count_macs, count_parameters
+from .timing import Candidate, Row, check
 
 TIMM_PREFIX = "timm:"
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-class Contestant(NamedTuple):
-    """A backbone that is measured.
+class Backbone(NamedTuple):
+    """A backbone to measure.
 
     Attributes:
         name: as tables show it.
         original: the model as it was trained, whose maps count; eval mode, float32, on the CPU.
         model: the same function, fused: what is run.
-        backends: the only backends it is measured in, with float32; None means those asked for.
+        backend: the only one it is measured in, with float32; None means those asked for.
     """
 
     name: str
     original: nn.Module
     model: nn.Module
-    backends: tuple[str, ...] | None = None
+    backend: str | None = None
 
 
-def ours(arch: str, *, variants: bool = False) -> list[Contestant]:
-    """FastViT with random weights: fused, patch embeddings split into depthwise convolutions.
+def backbones(
+    archs: Sequence[str], against: Sequence[str] = (), *, unfused: bool = False
+) -> list[Backbone]:
+    """FastViT with random weights, fused, patch embeddings split; then the baselines.
 
     Args:
-        arch: a key of ``ARCHS``.
-        variants: also as it was trained (measured in eager alone), and fused but not split.
+        archs: keys of ``ARCHS``.
+        against: names for :func:`baseline`.
+        unfused: FastViT also fused but not split, and as it was trained (in eager alone).
 
     Raises:
-        ValueError: there is no such variant.
+        ValueError: no name is given, or one does not exist.
     """
-    if arch not in ARCHS:
-        raise ValueError(f"--arch must be of {', '.join(ARCHS)}; got {arch}")
-    model = randomise_statistics(FastViT(arch)).eval()
-    fused = reparameterize(model)
-    name = f"fastvit_{arch}"
-    found = [Contestant(name, model, split_patch_embeddings(fused))]
-    if variants:
-        found.append(Contestant(f"{name}, not split", model, fused))
-        found.append(Contestant(f"{name}, not fused", model, model, ("eager",)))
+    found = []
+    for arch in archs:
+        model = randomise_statistics(FastViT(check_arch(arch))).eval()
+        fused = reparameterize(model)
+        name = f"fastvit_{arch}"
+        found.append(Backbone(name, model, split_patch_embeddings(fused)))
+        if unfused:
+            found.append(Backbone(f"{name}, not split", model, fused))
+            found.append(Backbone(f"{name}, not fused", model, model, "eager"))
+    found += [baseline(name) for name in against]
+    if not found:
+        raise ValueError("expected at least one model, by --arch or --against; got none")
     return found
 
 
-def peer(name: str) -> Contestant:
-    """A baseline: a backbone of timm with random weights, maps of strides 4 to 32, fused.
+def check_arch(arch: str) -> str:
+    """The same name; a ValueError if the variant does not exist."""
+    if arch not in ARCHS:
+        raise ValueError(f"--arch must be of {', '.join(ARCHS)}; got {arch}")
+    return arch
+
+
+def candidates(
+    models: Sequence[Backbone], settings: Sequence[Setting], *, batch: int, shape: tuple[int, int]
+) -> list[Candidate]:
+    """Bring models into runtimes and compare their maps with those before fusion.
+
+    Args:
+        models: of :func:`backbones`.
+        settings: what each is run in; all on one device.
+        batch: images per pass.
+        shape: height and width of the random images in pixels.
+    """
+    configure(settings[0].device)
+    image = torch.rand(batch, 3, *shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    found = []
+    for name, original, model, backend in models:
+        with torch.inference_mode():
+            expected = list(original(image))
+        macs = count_macs(model, (batch, 3, *shape))
+        figures = dict(parameters=count_parameters(model), macs=macs)
+        only = backend and [settings[0]._replace(backend=backend, dtype="float32")]
+        for setting in only or settings:
+            row = Row(name, setting.backend, setting.dtype, batch, figures)
+            found.append(check(row, partial(prepare, model, image, setting), expected))
+    return found
+
+
+def baseline(name: str) -> Backbone:
+    """A backbone of timm with random weights, maps of strides 4 to 32, fused.
 
     Train-time branches are fused by timm's function, then each BatchNorm after a convolution is folded
     into it. What has neither, such as PoolFormer and ConvNeXt, is measured as it is.
@@ -74,19 +119,17 @@ def peer(name: str) -> Contestant:
 
     timm_name = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(timm_name):
-        near = ", ".join(timm.list_models(f"*{timm_name.split('_')[0]}*")[:8])
         raise ValueError(
-            f"--against expects names of timm's models, got {name!r}"
-            + (f"; near it are {near}" if near else "; timm.list_models() lists them")
+            f"--against expects names of timm's models, got {name!r}; near it are "
+            f"{', '.join(get_close_matches(timm_name, timm.list_models())) or 'none'}"
         )
     try:
-        probe = timm.create_model(timm_name, features_only=True)
-        strides = probe.feature_info.reduction()
+        strides = timm.create_model(timm_name, features_only=True).feature_info.reduction()
         indices = [i for i, stride in enumerate(strides) if stride in STRIDES]
         original = timm.create_model(timm_name, features_only=True, out_indices=indices)
     except (RuntimeError, AttributeError) as e:
         raise ValueError(
-            f"{timm_name} gives no feature maps in timm ({e}): only a backbone that does can be compared"
+            f"{name} gives no feature maps in timm ({e}): leave it out of --against"
         ) from e
     original = randomise_statistics(original).eval()
     as_users_do = name.startswith(TIMM_PREFIX)
@@ -95,34 +138,13 @@ def peer(name: str) -> Contestant:
         if not as_users_do:
             model = _fold_batch_norms(model)
     except Exception as e:  # whatever fusing and tracing meet in other people's models
-        cure = (
-            ""
-            if as_users_do
-            else f", or name it {TIMM_PREFIX}{name}: as timm's users run it, not folded"
-        )
+        hint = "" if as_users_do else f", or name it {TIMM_PREFIX}{name}: as timm's users run it"
         raise ValueError(
             f"baseline {name} cannot be fused ({type(e).__name__}: {e}), and a comparison with it unfused "
-            f"would flatter FastViT: leave it out of --against{cure}"
+            f"would flatter FastViT: leave it out of --against{hint}"
         ) from e
     label = f"timm's {name}" if name.startswith("fastvit") else name  # beside ours of that name
-    return Contestant(label, original, model, ("eager-nchw",) if as_users_do else None)
-
-
-def line_up(
-    archs: Sequence[str], peers: Sequence[str], *, unfused: bool = False
-) -> list[Contestant]:
-    """All contestants, FastViT first.
-
-    Args:
-        archs: keys of ``ARCHS``.
-        peers: names for :func:`peer`.
-        unfused: measure FastViT as it was trained, too, and fused without the last step.
-
-    Raises:
-        ValueError: a name does not exist.
-    """
-    found = [contestant for arch in archs for contestant in ours(arch, variants=unfused)]
-    return found + [peer(name) for name in peers]
+    return Backbone(label, original, model, "eager-nchw" if as_users_do else None)
 
 
 def _fold_batch_norms(model: nn.Module) -> nn.Module:
@@ -142,8 +164,7 @@ def _fold_batch_norms(model: nn.Module) -> nn.Module:
         for name, child in list(parent.named_children()):
             if isinstance(child, BatchNormAct2d):  # torch.fx knows nn.BatchNorm2d alone
                 norm = nn.BatchNorm2d(child.num_features, child.eps).eval()
-                for key in ("weight", "bias", "running_mean", "running_var"):
-                    setattr(norm, key, getattr(child, key))
+                norm.load_state_dict(child.state_dict(), strict=False)
                 setattr(parent, name, nn.Sequential(norm, child.drop, child.act))
     fused: Any = fuse(model, inplace=True)  # a fx.GraphModule
     if left := list(_left_to_fuse(fused)):
@@ -157,24 +178,21 @@ def _left_to_fuse(model: fx.GraphModule) -> Iterator[str]:
     """
     modules = dict(model.named_modules())
 
-    def is_a(node: Any, kind: type[nn.Module], functions: tuple[Callable[..., Any], ...]) -> bool:
+    def is_a(node: Any, module: type[nn.Module], *functions: Any) -> bool:
         if node.op == "call_module":
-            return isinstance(modules[node.target], kind)
-        return node.op == "call_function" and node.target in functions
+            return isinstance(modules[node.target], module)
+        return node.target in functions
 
     def is_norm(node: fx.Node) -> bool:
-        return is_a(node, _BatchNorm, (F.batch_norm, torch.batch_norm))
+        return is_a(node, _BatchNorm, F.batch_norm, torch.batch_norm)
 
     def is_conv(node: fx.Node) -> bool:
-        return is_a(node, nn.Conv2d, (F.conv2d, torch.conv2d))
+        return is_a(node, nn.Conv2d, F.conv2d, torch.conv2d)
 
-    def terms(node: fx.Node) -> Iterator[fx.Node]:
-        adds = node.target in (operator.add, operator.iadd, torch.add, "add", "add_")
-        if adds or is_a(node, nn.Identity, ()):
-            for operand in node.all_input_nodes:
-                yield from terms(operand)
-        else:
-            yield node
+    def terms(node: fx.Node) -> Iterable[fx.Node]:
+        if is_a(node, nn.Identity, operator.add, operator.iadd, torch.add, "add", "add_"):
+            return chain.from_iterable(map(terms, node.all_input_nodes))
+        return [node]
 
     for node in model.graph.nodes:
         inputs = node.all_input_nodes
