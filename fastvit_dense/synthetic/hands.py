@@ -16,7 +16,7 @@ from ..hand.mano.surface import pose_from_angles
 from ..hand.mano.synthetic import synthetic_hand, wrist_opening
 from ..hand.mano.topology import NUM_BETAS, NUM_FACES, ROOT, SCALE_BONE
 from ..hand.render import Fragments, rasterize, shade, unit, vertex_normals
-from .skin import Skin, draw_arm, draw_backdrop, draw_green_screen
+from .skin import Skin, render_backdrop, render_green_screen, sample_arm
 
 # (15, 3, 2) in radians: joints in MANO's order; flexion, abduction and twist; from, to.
 _MIDDLE, _END = ((0, 105), (0, 0), (0, 0)), ((-5, 75), (0, 0), (0, 0))
@@ -95,9 +95,9 @@ def _sample_angles(rng: np.random.Generator, count: int, poses: str) -> np.ndarr
 
     angles = np.zeros((count, 15, 3))
     fingers = angles[:, :12].reshape(count, 4, 3, 3)  # a view: finger, joint, angle
-    limits = LIMITS[:12].reshape(4, 3, 3, 2)
-    fingers[:, :, 0, 0] = _between(limits[:, 0, 0], base, from_share=0.08)
-    fingers[:, :, 1, 0] = _between(limits[:, 1, 0], middle, from_share=0.02)
+    low, high = LIMITS[:12].reshape(4, 3, 3, 2)[:, :2, 0].transpose(2, 0, 1)  # (4, 2) each
+    share = np.stack([0.08 + 0.92 * base, 0.02 + 0.98 * middle], 2)  # (n, 4, 2)
+    fingers[:, :, :2, 0] = low + (high - low) * share
     fingers[:, :, 2, 0] = fingers[:, :, 1, 0] * rng.normal(0.66, 0.08, (count, 4))
     fingers[:, :, 2, 0] += np.radians(3) * rng.standard_normal((count, 4))
     # Bent fingers cannot be spread.
@@ -113,12 +113,6 @@ def _sample_angles(rng: np.random.Generator, count: int, poses: str) -> np.ndarr
     angles[:, 13, 0] = np.radians(-4 + 50 * bent + 5 * noise[:, 3])
     angles[:, 14, 0] = np.radians(-6 + 75 * bent + 9 * noise[:, 4])
     return angles.clip(LIMITS[..., 0], LIMITS[..., 1])
-
-
-def _between(limits: np.ndarray, share: np.ndarray, *, from_share: float) -> np.ndarray:
-    """Angles between `limits` (4, 2): `share` (n, 4) of what is left beyond `from_share`."""
-    low, high = limits.T
-    return low + (high - low) * (from_share + (1 - from_share) * share)
 
 
 # From MANO's frame (fingers -x, back +y, thumb +z) to a palm before the camera: fingers up, which is -y.
@@ -221,11 +215,10 @@ class Scene:
     def __init__(self, rng: np.random.Generator, annotation: Annotation) -> None:
         hand, opening = synthetic_hand(), wrist_opening()
         turn = Rotation.from_rotvec(annotation.mano[:3])
-        arm = draw_arm(rng, annotation.vertices[opening], hand.template[opening], turn)
+        arm = sample_arm(rng, annotation.vertices[opening], hand.template[opening], turn)
         vertices = np.concatenate([annotation.vertices, arm.vertices])
         # The arm's first ring is the opening itself: no seam is seen.
-        number = np.arange(len(arm.vertices)) + len(hand.template)
-        number[: len(opening)] = opening
+        number = np.append(opening, len(hand.template) + np.arange(16, len(arm.vertices)))
         faces = np.concatenate([hand.faces, number[arm.faces]])
 
         fragments = _look(vertices, faces, annotation.K)
@@ -233,7 +226,9 @@ class Scene:
         face = fragments.face[covered]
         rest_normals = vertex_normals(hand.template, hand.faces)
         rest = np.concatenate([hand.template, arm.rest])
-        rest_normals = np.concatenate([rest_normals, rest_normals[opening][arm.wrist]])
+        rest_normals = np.concatenate(
+            [rest_normals, np.resize(rest_normals[opening], arm.rest.shape)]
+        )
         at = np.hstack([vertex_normals(vertices, faces), rest, rest_normals])
         self._normals, rest, rest_normals = np.split(fragments.interpolate(at, faces), 3, axis=1)
         self._normals = unit(self._normals)  # (n, 3) float32
@@ -280,7 +275,7 @@ class Scene:
         picture = _average(picture) * self._shadow
         if not green:
             picture = _grade(rng, picture, self._alpha)
-        backdrop = (draw_green_screen if green else draw_backdrop)(rng, SIZE)
+        backdrop = (render_green_screen if green else render_backdrop)(rng, SIZE)
         picture += (1 - self._alpha) * backdrop
         return _expose(rng, picture)
 

@@ -19,7 +19,7 @@ from fastvit_dense.hand.mano.synthetic import synthetic_hand, wrist_opening
 from fastvit_dense.synthetic import freihand as sample_freihand
 from fastvit_dense.synthetic.freihand import write_freihand
 from fastvit_dense.synthetic.hands import Scene, sample_annotation
-from fastvit_dense.synthetic.skin import draw_arm
+from fastvit_dense.synthetic.skin import sample_arm
 
 TRAIN, VAL = 12, 5
 VERSIONS = range(4)
@@ -198,7 +198,7 @@ def test_the_arm_goes_on_from_the_wrist() -> None:
         rng = np.random.default_rng(seed)
         hand = sample_annotation(rng)
         turn = Rotation.from_rotvec(hand.mano[:3])
-        arm = draw_arm(rng, hand.vertices[opening], synthetic_hand().template[opening], turn)
+        arm = sample_arm(rng, hand.vertices[opening], synthetic_hand().template[opening], turn)
         assert np.allclose(arm.vertices[:16], hand.vertices[opening])
         away = arm.vertices[-16:].mean(0) - arm.vertices[:16].mean(0)
         assert 0.25 < away @ turn.apply([1, 0, 0]) < 0.45
