@@ -140,7 +140,7 @@ def _sample_orientations(rng: np.random.Generator, count: int, views: float) -> 
 
 
 _FINER = 2  # subpixels along a pixel
-_BEHIND = 0.25  # metres from the hand to the backdrop
+_TO_BACKDROP = 0.25  # metres from the hand to the backdrop
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class Scene:
         self._shadow = _shadow(fragments)
 
     def photograph(self, rng: np.random.Generator, version: str) -> np.ndarray:
-        """Light the scene, put something behind it and take a picture.
+        """Light the scene, add a backdrop and take a picture.
 
         Args:
             rng: where light, background and noise come from.
@@ -295,16 +295,16 @@ def _average(fine: np.ndarray) -> np.ndarray:
 
 
 def _shadow(fragments: Fragments) -> np.ndarray:
-    """(S, S, 1): how much less light comes to what lies behind its surroundings.
+    """(S, S, 1): how much less light comes to what is farther than its surroundings.
 
     After Luft, Colditz and Deussen (2006), "Image enhancement by unsharp masking the depth buffer".
     """
     depth = fragments.depth
     z = np.where(np.isfinite(depth), -1 / np.minimum(depth, -1e-3), 0).astype(np.float32)
-    z[z == 0] = z.max(initial=0) + _BEHIND
+    z[z == 0] = z.max(initial=0) + _TO_BACKDROP
     z = _average(z)
-    behind = z - cv2.GaussianBlur(z, (0, 0), 4)
-    return (1 - np.clip(behind / 0.03, 0, 0.45))[..., None].astype(np.float32)
+    farther = z - cv2.GaussianBlur(z, (0, 0), 4)
+    return (1 - np.clip(farther / 0.03, 0, 0.45))[..., None].astype(np.float32)
 
 
 def _cloth(rng: np.random.Generator, rest: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ def get_mano(source: str | os.PathLike[str]) -> Mano:
     """Get a hand model by what a config names.
 
     Args:
-        source: ``"synthetic"`` for the drawn hand that comes with this package, or a file as
+        source: ``"synthetic"`` for the procedural hand that comes with this package, or a file as
             :func:`load_mano` takes it. If there is a file of that name in MANO's other format alone, such
             as MANO_RIGHT.npz for MANO_RIGHT.pkl, that one is read, and the log says so.
 
