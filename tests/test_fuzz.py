@@ -26,7 +26,6 @@ from torch import nn
 
 from fastvit_dense.doctor.quiet import quiet
 from fastvit_dense.doctor.reading import Unread, read_all
-from fastvit_dense.engine.config import read_stored_config
 from fastvit_dense.engine.models import read_checkpoint
 from fastvit_dense.io.weights import read_content
 from fastvit_dense.synthetic.ade20k import write_ade20k
@@ -256,14 +255,6 @@ def test_checkpoints(format: str, tmp_path: Path) -> None:
     torch.save(content, path, _use_new_zipfile_serialization=format == "zip")
     wanted = model.state_dict()
 
-    def read(path: Path) -> dict:
-        found = read_checkpoint(str(path))
-        try:
-            read_stored_config(found, checkpoint=str(path))
-        except ValueError as error:
-            assert path.name in str(error)
-        return found
-
     def check(found: dict) -> None:
         assert all(
             isinstance(k, str) and isinstance(v, torch.Tensor)
@@ -276,7 +267,7 @@ def test_checkpoints(format: str, tmp_path: Path) -> None:
         for tensor in found["state_dict"].values():
             tensor.clone()  # its memory is all there
 
-    fuzz(path, tmp_path / "damaged", read, check)
+    fuzz(path, tmp_path / "damaged", lambda path: read_checkpoint(str(path)), check)
 
 
 def test_safetensors(tmp_path: Path) -> None:

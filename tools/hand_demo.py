@@ -1,6 +1,6 @@
 """Predict the mesh of a hand in an image, a folder of images, a video or a webcam.
 
-python tools/hand_demo.py INPUT [--checkpoint CHECKPOINT] [--bbox X Y WIDTH HEIGHT] [--left]
+python tools/hand_demo.py INPUT [--config CONFIG --checkpoint CHECKPOINT] [--bbox X Y WIDTH HEIGHT] [--left]
 
 Writes the mesh over the image and from the side (as an image or a video), a mesh file, and keypoints and
 MANO's parameters as JSON. No intrinsics are needed; with --K the mesh is placed before the camera.
@@ -27,10 +27,10 @@ def parse_args() -> argparse.Namespace:
         "source", metavar="INPUT",
         help="image, folder of images, video, webcam, or webcam:1 for the second one",
     )  # fmt: skip
+    parser.add_argument("--config", help="config of the model (default: make demo-hand's)")
     parser.add_argument(
-        "--checkpoint", help="a trained hand model (default: the one that make demo-hand leaves)"
+        "--checkpoint", help="what tools/train.py wrote with it (default: what make demo-hand left)"
     )
-    parser.add_argument("--config", help="its config (default: what the checkpoint holds)")
     parser.add_argument(
         "--mano",
         metavar="FILE",
@@ -63,11 +63,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     options = vars(parse_args())
     if options["K"]:
         options["K"] = read_intrinsics(options["K"])
-    print(run_demo(options.pop("source"), **options))
+    text, status = run_demo(options.pop("source"), **options)
+    print(text)
+    return status
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from fastvit_dense.engine.errors import end_in_one_line
 from fastvit_dense.seg.demo import run_demo
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,17 +34,17 @@ def main() -> None:
         "--show", action="store_true", help="show pictures in a window, too; q ends"
     )
     args = parser.parse_args()
-    print(
-        run_demo(
-            args.input,
-            args.config,
-            checkpoint=args.checkpoint,
-            out=args.out,
-            device=args.device,
-            opacity=args.opacity,
-            show=args.show,
-        )
+    text, status = run_demo(
+        args.input,
+        args.config,
+        checkpoint=args.checkpoint,
+        out=args.out,
+        device=args.device,
+        opacity=args.opacity,
+        show=args.show,
     )
+    print(text)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-# The demo: Mask R-CNN, FastViT-T8, from scratch on the drawn shapes of tools/sample_data.py, for a CPU.
+# The demo: Mask R-CNN, FastViT-T8, from scratch on the rendered shapes of tools/sample_data.py, for a CPU.
 #
 #   make demo
 #

@@ -1,4 +1,4 @@
-# The demo: Semantic FPN, FastViT-T8, from scratch on the drawn regions of tools/sample_data.py, for a CPU.
+# The demo: Semantic FPN, FastViT-T8, from scratch on the rendered regions of tools/sample_data.py, for a CPU.
 #
 #   make demo-seg
 #

@@ -22,7 +22,7 @@ from ..backbone.archs import ARCHS
 from ..deploy.compare import randomise_statistics
 from ..deploy.runtimes import Setting, Unavailable, configure, prepare
 from ..engine.devices import check_device, wait_for
-from ..hand.geometry import frame_hand
+from ..hand.geometry import crop_from_box
 from ..hand.model import HandMeshModel
 from ..hand.predictor import HandPredictor, HandResult
 from ..hand.visualization import DrawnHand, hand_picture
@@ -276,7 +276,7 @@ class _Pass:
     def __call__(self) -> None:
         predictor, start = self._predictor, self._now()
         with torch.inference_mode():
-            matrix = frame_hand(SHAPE, out_size=predictor.size)
+            matrix = crop_from_box(SHAPE, out_size=predictor.size)
             crop = predictor.crop(self._image, matrix)
             cropped = self._now()
             prediction = predictor.model.head(predictor.features(crop))

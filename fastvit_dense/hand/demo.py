@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..engine.devices import describe_device
-from ..io.files import write_atomically
-from ..io.media import Frames, FrameWriter, Preview, open_input
+from ..io.files import atomic_write
+from ..io.media import Frames, FrameWriter, for_each_frame, open_input
 from .mano.topology import KEYPOINT_NAMES, ROOT
 from .predictor import HandPredictor, HandResult, check_intrinsics
 from .visualization import DrawnHand, hand_picture, write_mesh
 
-DEMO_MODEL = Path("work_dirs/demo-hand")
+DEMO_FOLDER = Path("work_dirs/demo-hand")
 FRAME = "metres; x right, y down, z forward"
 _DECIMALS = 6  # micrometres
 
@@ -29,8 +25,8 @@ _DECIMALS = 6  # micrometres
 def run_demo(
     source: str,
     *,
-    checkpoint: str | None = None,
     config: str | None = None,
+    checkpoint: str | None = None,
     mano: str | None = None,
     bbox: Sequence[float] | None = None,
     left: bool = False,
@@ -40,13 +36,13 @@ def run_demo(
     skeleton: bool = False,
     device: str | None = None,
     show: bool = False,
-) -> str:
+) -> tuple[str, int]:
     """Predict the hands of an input; write pictures, meshes and parameters.
 
     Args:
         source: as of :func:`fastvit_dense.io.media.open_input`.
-        checkpoint: a trained hand model; None is the one that ``make demo-hand`` leaves.
-        config: file of its config; None is what the checkpoint holds.
+        config: of the model, together with `checkpoint`; None for both is the model of ``make demo-hand``.
+        checkpoint: what tools/train.py wrote with it.
         mano: path of the MANO file, or ``synthetic``, in place of the config's.
         bbox: x, y, width, height in pixels around the hand, the same in all frames; None is the whole
             image, or FreiHAND's evaluation crop of images of 224x224.
@@ -59,65 +55,66 @@ def run_demo(
         show: show the pictures in a window, too.
 
     Returns:
-        Number of frames, speed and where the results are, in a few lines.
+        Number of frames, speed and where the results are, in a few lines; and the status to exit with,
+        1 if images could not be read.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as of what it calls; no model is loaded for an input or a
             folder that cannot be used.
     """
     K = None if K is None else check_intrinsics(K)
-    checkpoint = checkpoint or demo_checkpoint()
+    if (config is None) != (checkpoint is None):
+        raise ValueError(
+            f"config {config} and checkpoint {checkpoint}: expected both, --config and --checkpoint, or "
+            "neither for the model of `make demo-hand`"
+        )
+    model = (config, checkpoint) if config is not None and checkpoint is not None else demo_model()
     with open_input(source) as frames:
         writer = FrameWriter(out, frames)  # it may refuse: before the model is loaded
-        files = HandFiles(out, frames, mesh=mesh)
-        predictor = HandPredictor(checkpoint, config, mano=mano, device=device)
+        predictor = HandPredictor(*model, mano=mano, device=device)
         predictor(np.zeros((224, 224, 3), np.uint8))  # the first pass is slow, and not to be timed
-        start = time.perf_counter()
-        with writer, files, Preview("hand") if show else nullcontext() as preview:
-            seconds = predict_frames(
-                predictor, frames, writer, files,
-                bbox=bbox, left=left, K=K, skeleton=skeleton, preview=preview,
-            )  # fmt: skip
-        elapsed = time.perf_counter() - start
-    if not seconds:
-        return "0 frames: stopped before the first was done"
-    each = statistics.median(seconds)
+
+        def predict(image: np.ndarray) -> HandResult:
+            return predictor(image, bbox, left=left, K=K)
+
+        def finish(name: str, image: np.ndarray, hand: HandResult) -> np.ndarray:
+            write(name, hand, hand_as_json(name, hand, size=image.shape[:2], K=K))
+            keypoints = hand.keypoints_2d if skeleton else None
+            drawn = DrawnHand(hand.vertices, hand.vertices_2d, keypoints)
+            return hand_picture(image, drawn, hand.faces)
+
+        with hand_files(writer, frames, mesh=mesh) as write:
+            report = for_each_frame(
+                frames, writer, predict, finish, window="hand" if show else None
+            )
     head: Any = predictor.model.head
-    lines = [
-        f"{len(seconds)} frames on {describe_device(str(predictor.device))}, backbone fused",
-        f"image to mesh: {1 / each:.1f} frames/s (median {each * 1000:.1f} ms a frame, drawing excluded)",
-        f"end to end, with reading, drawing and writing: {len(seconds) / elapsed:.1f} frames/s",
-        f"hand model: {head.mano_source}",
-        f"results: {writer.folder}",
-    ]
-    if frames.total and len(seconds) < frames.total:
-        lines.insert(
-            1, f"of {frames.total} that {source} should have: stopped, or the file is damaged"
-        )
+    more = [f"hand model: {head.mano_source}", f"results: {writer.folder}"]
     if bbox is None:
-        lines.append(
-            "The hand was expected to fill the image. Where it does not, name a box around it: "
+        more.append(
+            "The hand was expected to fill the image. If it does not, name a box around it: "
             "--bbox x y width height"
         )
-    return "\n".join(lines)
+    where = f"{describe_device(str(predictor.device))}, backbone fused"
+    text = report.text(where, task="image to mesh", timed="drawing excluded", more=more)
+    return text, report.status
 
 
-def demo_checkpoint() -> str:
-    """The checkpoint that ``make demo-hand`` leaves.
+def demo_model() -> tuple[str, str]:
+    """Config and checkpoint that ``make demo-hand`` leaves.
 
     Raises:
-        FileNotFoundError: there is none; the message has the cure.
+        FileNotFoundError: there are none; the message says how to get them.
     """
-    pointer = DEMO_MODEL / "last_checkpoint"
-    path = Path(pointer.read_text(encoding="utf-8").strip()) if pointer.is_file() else None
-    if path is not None and not path.is_file():
-        path = DEMO_MODEL / path.name  # the folder was moved
-    if path is None or not path.is_file():
-        raise FileNotFoundError(
-            f"there is no trained model in {DEMO_MODEL}: `make demo-hand` trains one in about 10 minutes, "
-            "or name yours with --checkpoint"
-        )
-    return str(path)
+    config, pointer = DEMO_FOLDER / "mano_fastvit-t8_demo-hands.py", DEMO_FOLDER / "last_checkpoint"
+    if pointer.is_file():
+        # By its name alone: the folder may have been moved.
+        checkpoint = DEMO_FOLDER / Path(pointer.read_text(encoding="utf-8").strip()).name
+        if checkpoint.is_file() and config.is_file():
+            return str(config), str(checkpoint)
+    raise FileNotFoundError(
+        f"{DEMO_FOLDER} has no trained model: `make demo-hand` trains one in about 10 minutes, or name "
+        "yours with --config and --checkpoint"
+    )
 
 
 def read_intrinsics(values: Sequence[str]) -> np.ndarray:
@@ -130,7 +127,7 @@ def read_intrinsics(values: Sequence[str]) -> np.ndarray:
         (3, 3) float64.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the values are neither, or are no intrinsics.
     """
     expected = "expected fx fy cx cy in pixels, or a JSON file with one 3x3 matrix"
@@ -147,122 +144,46 @@ def read_intrinsics(values: Sequence[str]) -> np.ndarray:
     return check_intrinsics(K)
 
 
-def predict_frames(
-    predictor: HandPredictor,
-    frames: Frames,
-    writer: FrameWriter,
-    files: HandFiles,
-    *,
-    bbox: Sequence[float] | None = None,
-    left: bool = False,
-    K: np.ndarray | None = None,
-    skeleton: bool = False,
-    preview: Preview | None = None,
-) -> list[float]:
-    """Predict the hands of frames, write all results, and show progress.
+@contextmanager
+def hand_files(
+    writer: FrameWriter, frames: Frames, *, mesh: str | None = None
+) -> Iterator[Callable[[str, HandResult, dict[str, Any]], None]]:
+    """Write meshes and parameters beside the pictures.
 
-    A webcam ends with Ctrl-C; anything does with q in the window. What was made until then is kept.
-    Ctrl-C in a video goes on to the caller, and with it the writers leave no file of it.
+    Of an image: ``NAME.json``, and the mesh, ``NAME.obj`` or what is asked for. Of a video or webcam:
+    ``NAME.jsonl`` with a line for each frame, complete or not there, and meshes only if asked for.
 
     Args:
-        predictor: the model.
-        frames: the input, opened.
-        writer: where the pictures go, entered.
-        files: where meshes and parameters go, entered.
-        bbox, left, K, skeleton: as of :func:`run_demo`.
-        preview: a window, entered.
-
-    Returns:
-        Seconds from image to mesh, for each frame.
-
-    Raises:
-        ValueError: the box lies outside of an image, which is named; as of reading and writing.
-    """
-    seconds = list[float]()
-    try:
-        for name, image in tqdm(frames, total=frames.total, unit="frame"):
-            start = time.perf_counter()
-            try:
-                hand = predictor(image, bbox, left=left, K=K)
-            except ValueError as e:
-                raise ValueError(f"{name}: {e}") from e
-            seconds.append(time.perf_counter() - start)
-            drawn = DrawnHand(
-                hand.vertices, hand.vertices_2d, hand.keypoints_2d if skeleton else None
-            )
-            picture = hand_picture(image, drawn, hand.faces)
-            writer.write(name, picture)
-            files.write(name, hand, size=image.shape[:2], K=K)
-            if preview is not None and preview.show(picture):
-                break
-    except KeyboardInterrupt:
-        if frames.kind != "webcam":
-            raise
-    return seconds
-
-
-class HandFiles:
-    """Writes meshes and parameters beside the pictures, in a ``with`` statement.
-
-    Of an image: ``NAME.json``, and the mesh, ``NAME.obj`` or what is asked for. (Two images that would get
-    one name, as a.png and a.jpg do, keep their suffix in it.) Of a video or webcam: ``NAME.jsonl`` with a
-    line for each frame, and meshes only if asked for. Files get their names when they are complete.
-
-    Args:
-        out: the folder; it exists on entry.
+        writer: of the pictures; files have their names.
         frames: where the images come from.
         mesh: obj, ply, glb or none; None is obj for images, none for a video or webcam.
+
+    Yields:
+        What writes the files of a frame, by its name, its hand and the hand as JSON.
     """
+    folder, is_video = writer.folder, frames.kind != "images"
+    mesh = mesh or ("none" if is_video else "obj")
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if is_video:
+            aside = stack.enter_context(atomic_write(folder / f"{frames.stem}.jsonl", sync=False))
+            lines = stack.enter_context(aside.open("w", encoding="utf-8"))
 
-    def __init__(self, out: str | Path, frames: Frames, *, mesh: str | None = None) -> None:
-        self.folder = Path(out)
-        self._is_video = frames.kind != "images"
-        self._mesh = mesh or ("none" if self._is_video else "obj")
-        stems = Counter(file.stem.lower() for file in frames.files)
-        self._names = {
-            file.name: file.stem if stems[file.stem.lower()] == 1 else file.name
-            for file in frames.files
-        }
-        self._lines_path = self.folder / f"{frames.stem}.jsonl"
-        self._aside = self.folder / f"{frames.stem}.jsonl.unfinished"
-        self._lines: TextIO | None = None
+        def write(name: str, hand: HandResult, content: dict[str, Any]) -> None:
+            stem = name if is_video else writer.stems[name]
+            if is_video:
+                lines.write(json.dumps(content) + "\n")
+            else:
+                with atomic_write(folder / f"{stem}.json", sync=False) as aside:
+                    text = ",\n".join(
+                        f" {json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()
+                    )
+                    aside.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+            if mesh != "none":
+                vertices = hand.vertices if hand.vertices_camera is None else hand.vertices_camera
+                write_mesh(folder / f"{stem}.{mesh}", vertices, hand.faces)
 
-    def write(
-        self, name: str, hand: HandResult, *, size: tuple[int, int], K: np.ndarray | None = None
-    ) -> None:
-        """Write the hand of one frame.
-
-        Args:
-            name: as the frames gave it.
-            hand: the prediction.
-            size: height and width of the image.
-            K: the intrinsics that were given.
-        """
-        stem = name if self._is_video else self._names[name]
-        content = hand_as_json(name, hand, size=size, K=K)
-        if self._lines is not None:
-            self._lines.write(json.dumps(content) + "\n")
-        else:
-            lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in content.items())
-            write_atomically(self.folder / f"{stem}.json", f"{{\n{lines}\n}}\n".encode())
-        if self._mesh != "none":
-            vertices = hand.vertices if hand.vertices_camera is None else hand.vertices_camera
-            write_mesh(self.folder / f"{stem}.{self._mesh}", vertices, hand.faces)
-
-    def __enter__(self) -> HandFiles:
-        if self._is_video:
-            self._lines = self._aside.open("w", encoding="utf-8")
-        return self
-
-    def __exit__(self, error: object, *_: object) -> None:
-        if self._lines is None:
-            return
-        self._lines.close()
-        self._lines = None
-        if error is None:
-            self._aside.replace(self._lines_path)
-        else:
-            self._aside.unlink()
+        yield write
 
 
 def hand_as_json(

@@ -15,6 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IMAGE_SIZE = 224  # side of FreiHAND's images, in pixels
+# The square of them that METRO trains and evaluates on, and the side of what networks see of it.
+CROP_CENTER, CROP_SIDE, CROP_SIZE = (112.0, 112.0), 180.0, 224
+
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     """Turn axis-angle vectors into matrices, by Rodrigues' formula.
@@ -39,49 +43,6 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     return identity + first * cross + second * (cross @ cross)
 
 
-def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
-    """Turn rotation matrices into axis-angle vectors, by way of unit quaternions.
-
-    Args:
-        matrix: (..., 3, 3), rotations.
-
-    Returns:
-        (..., 3), radians, of a length up to pi. Values are accurate to rounding and gradients finite at
-        every angle; at pi, where two vectors are one rotation, it is one of them.
-    """
-    m = matrix
-    xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
-    x, y, z = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
-    xy, xz, yz = (
-        m[..., 1, 0] + m[..., 0, 1],
-        m[..., 2, 0] + m[..., 0, 2],
-        m[..., 2, 1] + m[..., 1, 2],
-    )
-    # 4 q q^T of the quaternion q = (w, x, y, z): each row is q times four times one of its numbers.
-    rows = torch.stack(
-        [
-            1 + xx + yy + zz, x, y, z,
-            x, 1 + xx - yy - zz, xy, xz,
-            y, xy, 1 - xx + yy - zz, yz,
-            z, xz, yz, 1 - xx - yy + zz,
-        ],
-        -1,
-    ).unflatten(-1, (4, 4))  # fmt: skip
-    # The row of the largest number, which is 1/2 at least, is far from zero at every angle.
-    largest = rows.diagonal(dim1=-2, dim2=-1).argmax(-1)  # (...)
-    row = rows.gather(-2, largest[..., None, None].expand(*largest.shape, 1, 4)).squeeze(-2)
-    quaternion = F.normalize(row, dim=-1)
-    w, vector = quaternion.split([1, 3], -1)
-    vector = torch.where(w < 0, -vector, vector)
-    w = w.abs()
-    # angle / sin(angle / 2) with the same care at zero as above.
-    squared = vector.square().sum(-1, keepdim=True)
-    is_small = squared < torch.finfo(matrix.dtype).eps ** 0.5
-    sine = torch.where(is_small, 1.0, squared).sqrt()
-    factor = torch.where(is_small, 2 + squared / 3, 2 * torch.atan2(sine, w) / sine)
-    return factor * vector
-
-
 def rotation_6d_to_matrix(numbers: Tensor) -> Tensor:
     """Turn six numbers each into a rotation matrix, by Gram-Schmidt (Zhou et al. 2019, section B).
 
@@ -101,18 +62,6 @@ def rotation_6d_to_matrix(numbers: Tensor) -> Tensor:
     return torch.stack([first, second, third], -1)
 
 
-def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
-    """Turn matrices into six numbers each: the first column, then the second.
-
-    Args:
-        matrix: (..., 3, 3), rotations.
-
-    Returns:
-        (..., 6), of which :func:`rotation_6d_to_matrix` makes `matrix` again.
-    """
-    return matrix[..., :2].mT.flatten(-2)
-
-
 def project_weak_perspective(points: Tensor, camera: Tensor) -> Tensor:
     """Project points by a weak-perspective camera, ``s * (xy + t)``: no intrinsics are needed.
 
@@ -127,7 +76,7 @@ def project_weak_perspective(points: Tensor, camera: Tensor) -> Tensor:
     return scale * (points[..., :2] + translation)
 
 
-def to_pixels(normalised: Tensor, size: int = 224) -> Tensor:
+def to_pixels(normalised: Tensor, size: int = CROP_SIZE) -> Tensor:
     """Turn normalised coordinates into pixels of a square image: ``(x + 1) * size / 2``.
 
     Args:
@@ -140,7 +89,7 @@ def to_pixels(normalised: Tensor, size: int = 224) -> Tensor:
     return (normalised + 1) * (size / 2)
 
 
-def to_normalised(pixels: Tensor, size: int = 224) -> Tensor:
+def to_normalised(pixels: Tensor, size: int = CROP_SIZE) -> Tensor:
     """The inverse of :func:`to_pixels`.
 
     Args:
@@ -167,9 +116,18 @@ def project(points: Tensor, K: Tensor) -> Tensor:
     return homogeneous[..., :2] / homogeneous[..., 2:]
 
 
-def lift_translation(
-    points: Tensor, pixels: Tensor, K: Tensor, *, weights: Tensor | None = None
-) -> Tensor:
+def are_intrinsics(K: np.ndarray) -> np.ndarray:
+    """Whether matrices (..., 3, 3) are intrinsics: finite, focal lengths above 0, a last row of 0 0 1."""
+    finite = np.isfinite(K).all((-2, -1))
+    return (
+        finite
+        & (K[..., 0, 0] > 0)
+        & (K[..., 1, 1] > 0)
+        & np.isclose(K[..., 2, :], (0, 0, 1)).all(-1)
+    )
+
+
+def lift_translation(points: Tensor, pixels: Tensor, K: Tensor) -> Tensor:
     """Find where in front of the camera a shape of known size is, from its projection.
 
     A pixel (u, v) of the point p + t means ``(K1 - u K3) (p + t) = 0 = (K2 - v K3) (p + t)`` with the rows
@@ -180,7 +138,6 @@ def lift_translation(
         points: (B, N, 3), metres, axes of the camera frame, relative to any origin.
         pixels: (B, N, 2), where they are seen. At least two must differ.
         K: (B, 3, 3), the intrinsics.
-        weights: (B, N), not negative; default: all the same.
 
     Returns:
         (B, 3), metres: ``project(points + t[:, None], K)`` fits the pixels. In the dtype and on the device
@@ -188,27 +145,41 @@ def lift_translation(
         Apple's GPU has no float64.
 
     Raises:
-        ValueError: the pixels do not determine the translation, because there are fewer than two
-            different ones.
+        ValueError: the pixels do not determine the translation: fewer than two are different.
     """
     # One after the other: a copy that also converts would convert on the device.
     p, uv, k = (x.cpu().double() for x in (points, pixels, K))
     equations = k[:, None, :2] - uv[..., None] * k[:, None, 2:]  # (B, N, 2, 3)
     right = -(equations @ p[..., None])  # (B, N, 2, 1)
-    if weights is None:
-        weighted = equations
-    else:
-        weighted = equations * weights.cpu().double()[..., None, None]
-    normal = weighted.flatten(1, 2).mT @ equations.flatten(1, 2)  # (B, 3, 3)
-    moment = weighted.flatten(1, 2).mT @ right.flatten(1, 2)  # (B, 3, 1)
+    equations = equations.flatten(1, 2)  # (B, 2 N, 3)
+    normal = equations.mT @ equations  # (B, 3, 3)
+    moment = equations.mT @ right.flatten(1, 2)  # (B, 3, 1)
     # Of one pixel or none the matrix has no full rank, which rounding hides.
     extremes = torch.linalg.eigvalsh(normal.detach())[:, [0, -1]]
     if (extremes[:, 0] <= 1e-12 * extremes[:, 1]).any():
         raise ValueError(
             f"{points.shape[1]} points do not determine a translation: at least two of different "
-            "pixels are needed, with weights above zero"
+            "pixels are needed"
         )
     return torch.linalg.solve(normal, moment).squeeze(-1).to(points)
+
+
+def place_before_camera(
+    vertices: Tensor, keypoints: Tensor, pixels: Tensor, K: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Move hands to where their 2D keypoints are seen, in the least squares.
+
+    Args:
+        vertices: (B, V, 3), metres, axes of the camera frame, relative to any origin.
+        keypoints: (B, N, 3), likewise.
+        pixels: (B, N, 2), where the keypoints are seen.
+        K: (B, 3, 3), the intrinsics.
+
+    Returns:
+        Vertices and keypoints in the camera frame.
+    """
+    translation = lift_translation(keypoints, pixels, K)[:, None]  # (B, 1, 3)
+    return vertices + translation, keypoints + translation
 
 
 def crop_matrix(
@@ -272,7 +243,7 @@ def axis_rotation(degrees: float) -> np.ndarray:
 def warp_crop(image: np.ndarray, matrix: np.ndarray, out_size: int) -> np.ndarray:
     """Take a crop out of an image, with bilinear interpolation; what lies outside is black.
 
-    Where the crop makes the image half as large or smaller, areas are averaged first: bilinear
+    If the crop makes the image half as large or smaller, areas are averaged first: bilinear
     interpolation looks at four pixels and passes over the others.
 
     Args:
@@ -311,17 +282,13 @@ def _average(
     return small, (homogeneous(matrix) @ homogeneous(to_image))[:2]
 
 
-CROP_SIZE = 224  # side of what networks see unless their config says otherwise, in pixels
-# FreiHAND's images are of this size, and evaluated on this square of them (transforms.HandCrop).
-FREIHAND_IMAGE = (224, 224)
-FREIHAND_CENTER, FREIHAND_SIDE = (112.0, 112.0), 180.0
 # How much larger than a box tight around the hand the square is, so that the hand fills it as hands fill
 # the crops of training: of those 180 pixels, its box takes 123 (median of the synthetic hands, 1.46; from
 # 1.1 to 2.0 for nine in ten, and training scales by 0.75 to 1.25).
 BOX_FACTOR = 1.5
 
 
-def frame_hand(
+def crop_from_box(
     size: tuple[int, int],
     bbox: Sequence[float] | None = None,
     *,
@@ -351,8 +318,8 @@ def frame_hand(
     if bbox is not None:
         x, y, w, h = check_box(bbox, size)
         center, side = (width - x - w / 2 if left else x + w / 2, y + h / 2), BOX_FACTOR * max(w, h)
-    elif (height, width) == FREIHAND_IMAGE:
-        center, side = FREIHAND_CENTER, FREIHAND_SIDE
+    elif (height, width) == (IMAGE_SIZE, IMAGE_SIZE):
+        center, side = CROP_CENTER, CROP_SIDE
     else:
         center, side = whole_image_box(height, width)
     matrix = crop_matrix(center, side, out_size)
@@ -381,7 +348,7 @@ def check_box(bbox: Sequence[float], size: tuple[int, int]) -> tuple[float, floa
     box = f"bbox x={x:g} y={y:g} width={w:g} height={h:g}"
     if w <= 0 or h <= 0:
         raise ValueError(
-            f"{box} is empty: expected width and height above 0 behind the upper left corner"
+            f"{box} is empty: expected the upper left corner, then width and height above 0"
         )
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise ValueError(

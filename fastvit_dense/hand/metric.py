@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from mmengine.registry import METRICS
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from ..io.files import atomic_write
 from .geometry import axis_rotation
 
 F_THRESHOLDS = (0.005, 0.015)  # metres
@@ -192,7 +192,7 @@ _PARTS = ("keypoints", "vertices")
 class FreiHANDMetric(BaseMetric):
     """PJ, PV, F@5, F@15 and AUC, aligned and raw, see `hand_metrics`; and ``pred.json``.
 
-    Predictions are taken in the camera frame of the original images. Where samples have no `gt`, as those
+    Predictions are taken in the camera frame of the original images. If samples have no `gt`, as those
     of an evaluation split without labels, there is ``pred.json`` only.
 
     Args:
@@ -265,13 +265,8 @@ class FreiHANDMetric(BaseMetric):
         # An entry at a time: json.dump() would go through Python for each of nine million numbers.
         lists = (",\n".join(_to_json(r[f"pred_{part}"]) for r in ordered) for part in _PARTS)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.unfinished")
-        try:
+        with atomic_write(path) as aside:
             aside.write_text("[[" + "],\n[".join(lists) + "]]\n", encoding="ascii")
-            os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
         print_log(f"FreiHAND: predictions of {len(ordered)} images in {path}", logger="current")
 
 

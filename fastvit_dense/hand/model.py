@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .geometry import (
     axis_rotation,
-    lift_translation,
+    place_before_camera,
     project_weak_perspective,
     rotation_6d_to_matrix,
     to_normalised,
@@ -101,7 +101,7 @@ class ManoHead(nn.Module):
         faces: (1538, 3) int64 numpy array, vertices of each triangle.
 
     Raises:
-        FileNotFoundError: there is no such MANO file; the message says where to get it.
+        FileNotFoundError: the MANO file does not exist; the message says where to get it.
     """
 
     def __init__(self, in_channels: int, *, mano: str = "synthetic") -> None:
@@ -201,7 +201,7 @@ class HandLoss(nn.Module):
         keypoints_2d: of the projected keypoints, in half images.
 
     Raises:
-        ValueError: there is no such criterion, or a weight is negative.
+        ValueError: a criterion does not exist, or a weight is negative.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class HandMeshModel(BaseModel):
             The tensors of the prediction, the losses by name, or the data samples with `pred`.
 
         Raises:
-            ValueError: there is no such mode, or ``loss`` without annotations.
+            ValueError: the mode does not exist, or ``loss`` without annotations.
         """
         prediction: HandPrediction = self.head(self.backbone(inputs))
         if mode == "tensor":
@@ -321,7 +321,7 @@ def add_predictions(
 ) -> list[HandDataSample]:
     """Give each data sample its part of a prediction, as `pred`, with 2D keypoints in pixels of the crop.
 
-    Where the intrinsics of the crop are known (`K`), the hand also gets its place in front of the camera,
+    If the intrinsics of the crop are known (`K`), the hand also gets its place in front of the camera,
     in the frame of the original image: `vertices_camera` and `keypoints_camera`, in metres.
 
     Args:
@@ -338,7 +338,7 @@ def add_predictions(
 
 
 def _place_before_camera(samples: Sequence[HandDataSample]) -> None:
-    """Least squares of the predicted 2D keypoints; then the crop's rotation is taken back."""
+    """In the frame of the crop; then the crop's rotation is taken back."""
     if not samples:
         return
     vertices, keypoints, pixels = (
@@ -348,8 +348,7 @@ def _place_before_camera(samples: Sequence[HandDataSample]) -> None:
     K = torch.from_numpy(np.stack([np.asarray(sample.K, np.float64) for sample in samples]))
     turn = torch.from_numpy(np.stack([axis_rotation(sample.rotation) for sample in samples]))
     turn = turn.to(keypoints)  # (B, 3, 3)
-    place = lift_translation(keypoints, pixels, K)[:, None]  # (B, 1, 3)
-    for name, points in (("vertices", vertices), ("keypoints", keypoints)):
+    placed = place_before_camera(vertices, keypoints, pixels, K)
+    for sample, *points in zip(samples, *(x @ turn for x in placed), strict=True):
         # Points are rows: x @ turn is the inverse of turn applied to x.
-        for sample, in_camera in zip(samples, (points + place) @ turn, strict=True):
-            setattr(sample.pred, f"{name}_camera", in_camera)
+        sample.pred.vertices_camera, sample.pred.keypoints_camera = points

@@ -1,4 +1,4 @@
-"""From an image of a hand to its mesh, with a trained model: as few steps as it takes.
+"""From an image of a hand to its mesh, with a trained model.
 
 The frames are OpenCV's: pixels with whole numbers as centres; a camera with x to the right, y down and z
 forward, in metres.
@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 from ..backbone.reparameterize import reparameterize, split_patch_embeddings
-from ..engine.config import load_config, read_stored_config
+from ..engine.config import load_config
 from ..engine.devices import check_device
 from ..engine.models import load_whole, read_checkpoint
 from .geometry import (
     CROP_SIZE,
-    frame_hand,
+    are_intrinsics,
+    crop_from_box,
     invert_map,
-    lift_translation,
     map_points,
+    place_before_camera,
     project_weak_perspective,
     to_pixels,
     warp_crop,
@@ -76,9 +76,8 @@ class HandPredictor:
     """Predicts the mesh of the hand in an image.
 
     Args:
-        checkpoint: what ``tools/train.py`` or ``tools/reparameterize.py`` wrote; or a model in evaluation
-            mode, which is moved to the device.
-        config: file of the model's config; None is what the checkpoint holds.
+        config: the model's config file; or a model in evaluation mode, which is moved to the device.
+        checkpoint: what ``tools/train.py`` or ``tools/reparameterize.py`` wrote; None with a model.
         mano: path of the MANO file, or ``synthetic``, in place of what the config names.
         device: cpu or cuda:0; None is the GPU if there is one.
         fuse: reparameterize the backbone: the same function, faster.
@@ -90,17 +89,17 @@ class HandPredictor:
             runtime can take the place of.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint, config or MANO file.
-        ValueError: the checkpoint cannot be read, does not fit, or is not of a hand model; the device is
-            not there.
+        FileNotFoundError: the config, checkpoint or MANO file does not exist.
+        ValueError: the checkpoint cannot be read, does not fit, or is missing; the config is not of a hand
+            model; the device is not there.
     """
 
     features: Callable[[Tensor], Sequence[Tensor]]
 
     def __init__(
         self,
-        checkpoint: str | Path | HandMeshModel,
-        config: str | None = None,
+        config: str | Path | HandMeshModel,
+        checkpoint: str | Path | None = None,
         *,
         mano: str | None = None,
         device: str | None = None,
@@ -108,10 +107,14 @@ class HandPredictor:
     ) -> None:
         device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
         check_device(device)
-        if isinstance(checkpoint, HandMeshModel):
-            model: Any = checkpoint
+        if isinstance(config, HandMeshModel):
+            model: Any = config
+        elif checkpoint is None:
+            raise ValueError(
+                f"no checkpoint for {config}: expected HandPredictor(config, checkpoint)"
+            )
         else:
-            model = load_hand_model(str(checkpoint), config, mano=mano)
+            model = load_hand_model(str(config), str(checkpoint), mano=mano)
         if fuse:
             model = split_patch_embeddings(reparameterize(model))
         self.model = model.to(device=device, memory_format=torch.channels_last)
@@ -133,7 +136,7 @@ class HandPredictor:
             image: (H, W, 3) uint8 BGR.
             bbox: x, y, width, height in pixels, tight around the hand. None is the whole image, or
                 FreiHAND's evaluation crop of an image of 224x224. See
-                :func:`fastvit_dense.hand.geometry.frame_hand`.
+                :func:`fastvit_dense.hand.geometry.crop_from_box`.
             left: it is a left hand.
             K: (3, 3), the intrinsics of the image in pixels, to place the hand before the camera.
 
@@ -141,7 +144,7 @@ class HandPredictor:
             ValueError: the image is of another kind, the box is empty or outside of it, or K is no matrix
                 of intrinsics.
         """
-        matrix = frame_hand(check_image(image), bbox, left=left, out_size=self.size)
+        matrix = crop_from_box(check_image(image), bbox, left=left, out_size=self.size)
         if K is not None:
             K = check_intrinsics(K)
         with torch.inference_mode():
@@ -153,7 +156,7 @@ class HandPredictor:
 
         Args:
             image: (H, W, 3) uint8 BGR.
-            matrix: (2, 3), of :func:`fastvit_dense.hand.geometry.frame_hand`.
+            matrix: (2, 3), of :func:`fastvit_dense.hand.geometry.crop_from_box`.
 
         Returns:
             (1, 3, S, S) float32, normalised as in training, in the memory format channels_last.
@@ -188,13 +191,13 @@ class HandPredictor:
             vertices, keypoints, flat_[: len(vertices)], flat_[len(vertices) :], faces, None, None,
             camera, rotations, betas, matrix, left,
         )  # fmt: skip
-        return result if K is None else place_before_camera(result, K, size=self.size)
+        return result if K is None else place_hand(result, K, size=self.size)
 
 
-def place_before_camera(hand: HandResult, K: np.ndarray, *, size: int = CROP_SIZE) -> HandResult:
+def place_hand(hand: HandResult, K: np.ndarray, *, size: int = CROP_SIZE) -> HandResult:
     """Find where before the camera a hand is, by its size and its 2D keypoints.
 
-    The network knows nothing of where in the image its crop is from. It sees the hand as a camera does
+    The network does not know where in the image its crop is from. It sees the hand as a camera does
     that looks straight at it: so the hand is first turned by the angle between this line of sight and the
     optical axis. (In FreiHAND's crops that angle is zero.)
 
@@ -208,14 +211,11 @@ def place_before_camera(hand: HandResult, K: np.ndarray, *, size: int = CROP_SIZ
     """
     middle = map_points(invert_map(hand.crop_matrix), np.full(2, size / 2))
     turn = _rotation_to(np.linalg.solve(K, [*middle, 1.0]))
-    vertices, keypoints = hand.vertices @ turn.T, hand.keypoints @ turn.T
-    points, pixels, intrinsics = (
-        torch.from_numpy(np.asarray(x, np.float64))[None] for x in (keypoints, hand.keypoints_2d, K)
+    batch = (hand.vertices @ turn.T, hand.keypoints @ turn.T, hand.keypoints_2d, K)
+    vertices, keypoints = place_before_camera(
+        *(torch.from_numpy(np.asarray(x, np.float64))[None] for x in batch)
     )
-    translation = lift_translation(points, pixels, intrinsics)[0].numpy()
-    return hand._replace(
-        vertices_camera=vertices + translation, keypoints_camera=keypoints + translation
-    )
+    return hand._replace(vertices_camera=vertices[0].numpy(), keypoints_camera=keypoints[0].numpy())
 
 
 def _rotation_to(direction: np.ndarray) -> np.ndarray:
@@ -225,96 +225,61 @@ def _rotation_to(direction: np.ndarray) -> np.ndarray:
     return np.eye(3) + cross + cross @ cross / (1 + z)
 
 
-def load_hand_model(
-    checkpoint: str, config: str | None = None, *, mano: str | None = None
-) -> HandMeshModel:
+def load_hand_model(config: str, checkpoint: str, *, mano: str | None = None) -> HandMeshModel:
     """Build a trained hand model and load its weights, all of them or none.
 
     Args:
+        config: its config file.
         checkpoint: path or URL.
-        config: file of its config; None is what the checkpoint holds.
         mano: in place of the config's ``model.head.mano``.
 
     Returns:
         The model in evaluation mode, on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint, config or MANO file.
+        FileNotFoundError: the checkpoint, config or MANO file does not exist.
         ValueError: the checkpoint cannot be read, or does not fit; the config is not of a hand model.
     """
-    content = read_checkpoint(checkpoint)
-    cfg = load_config(config) if config else read_stored_config(content, checkpoint=checkpoint)
-    name = config or f"the config in {checkpoint}"
+    cfg = load_config(config)
     model_cfg: Any = cfg.get("model") or {}
     if model_cfg.get("type") != "HandMeshModel":
         raise ValueError(
-            f"{name} describes a {model_cfg.get('type')}, expected a HandMeshModel, as configs/hand do"
+            f"{config} describes a {model_cfg.get('type')}, expected a HandMeshModel, as configs/hand do"
         )
+    content = read_checkpoint(checkpoint)
     if mano is not None:
-        _say_if_other_hand(model_cfg.head.get("mano"), mano, checkpoint)
+        trained = model_cfg.head.get("mano")
+        if (trained == "synthetic") != (mano == "synthetic"):  # a mix is a mesh, but a wrong one
+            print(
+                f"{config} trains with mano={trained}; with mano={mano} its meshes will be wrong",
+                file=sys.stderr,
+            )
         model_cfg.head.mano = mano
-    model = build_hand_model(cfg)
-    load_whole(model, content["state_dict"], checkpoint=checkpoint, config=name)
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    model_cfg.backbone.init_cfg = None
+    model = MODELS.build(model_cfg).eval()
+    load_whole(model, content["state_dict"], checkpoint=checkpoint, config=config)
     return model
 
 
-def build_hand_model(cfg: Config) -> HandMeshModel:
-    """The model of a config, in evaluation mode, without pretrained weights.
-
-    Raises:
-        FileNotFoundError: the MANO file that the config names is not there; the message has the cures.
-    """
-    init_default_scope(cfg.get("default_scope", "mmengine"))
-    cfg.model.backbone.init_cfg = None
-    return MODELS.build(cfg.model).eval()
-
-
 def check_image(image: np.ndarray) -> tuple[int, int]:
-    """Height and width of an image; a ValueError for what is no (H, W, 3) uint8."""
-    if (
-        not isinstance(image, np.ndarray)
-        or image.ndim != 3
-        or image.shape[2] != 3
-        or not image.size
-    ):
-        got = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"expected an image (height, width, 3) of uint8, BGR; got {got}")
-    if image.dtype != np.uint8:
-        raise ValueError(f"expected an image of uint8, 0 to 255, BGR; got {image.dtype}")
-    return image.shape[0], image.shape[1]
+    """Height and width of an image; a ValueError for what is not a (H, W, 3) uint8."""
+    shape: Any = getattr(image, "shape", ())
+    dtype = getattr(image, "dtype", type(image).__name__)
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
+        raise ValueError(
+            "expected an image (height, width, 3) of uint8, 0 to 255, BGR; got shape "
+            f"{tuple(shape)}, {dtype}"
+        )
+    return shape[0], shape[1]
 
 
 def check_intrinsics(K: np.ndarray) -> np.ndarray:
-    """Refuse what cannot be a camera's intrinsics.
-
-    Args:
-        K: (3, 3), numbers.
-
-    Returns:
-        The same as float64.
-
-    Raises:
-        ValueError: another shape, numbers that are not finite, focal lengths that are not positive, or a
-            last row other than 0 0 1.
-    """
+    """Intrinsics (3, 3) as float64; a ValueError for what cannot be a camera's."""
     K = np.asarray(K, np.float64)
-    if (
-        K.shape != (3, 3)
-        or not np.isfinite(K).all()
-        or min(K[0, 0], K[1, 1]) <= 0
-        or not np.allclose(K[2], (0, 0, 1))
-    ):
+    if K.shape != (3, 3) or not are_intrinsics(K):
         raise ValueError(
             "K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], in pixels, fx and fy above 0; got "
             f"{K.tolist()}"
         )
     return K
-
-
-def _say_if_other_hand(trained: str | None, given: str, checkpoint: str) -> None:
-    """The synthetic hand and MANO have other parameters: a mix is a mesh, but a wrong one."""
-    if (trained == "synthetic") != (given == "synthetic"):
-        print(
-            f"{checkpoint} was trained with mano={trained}; with mano={given} its meshes will be wrong",
-            file=sys.stderr,
-        )

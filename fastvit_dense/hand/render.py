@@ -20,9 +20,9 @@ class Fragments:
     """What is seen at each pixel.
 
     Args:
-        face: (H, W) int64, the nearest face, -1 where there is none.
-        barycentric: (H, W, 3) float32, weights of that face's three vertices; 0 where there is none.
-        depth: (H, W) float64, infinite where there is none.
+        face: (H, W) int64, the nearest face, -1 if there is none.
+        barycentric: (H, W, 3) float32, weights of that face's three vertices; 0 if there is none.
+        depth: (H, W) float64, infinite if there is none.
     """
 
     face: np.ndarray

@@ -19,8 +19,11 @@ from mmengine.registry import MODELS, TRANSFORMS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from ..io.media import is_truncated_jpeg
+from ..io.media import read_image
 from .geometry import (
+    CROP_CENTER,
+    CROP_SIDE,
+    CROP_SIZE,
     axis_rotation,
     crop_matrix,
     homogeneous,
@@ -45,28 +48,10 @@ def load_image(path: str | Path) -> np.ndarray:
         (H, W, 3) uint8 BGR.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no image, is cut off, or has other than three channels of 8 bits.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is no image, is truncated, or has other than three channels of 8 bits.
     """
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"image {path} does not exist: is the dataset unpacked completely?"
-        ) from error
-    if is_truncated_jpeg(content):
-        raise ValueError(
-            f"{path} is a truncated JPEG ({len(content)} bytes, no end-of-image marker): get it again"
-        )
-    # An empty buffer is an error of OpenCV's, not None.
-    image = (
-        cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
-    )
-    if image is None:
-        raise ValueError(
-            f"{path} ({len(content)} bytes) is not an image that OpenCV can read: "
-            + ("it may be damaged or named wrongly" if content else "it is empty")
-        )
+    image = read_image(path, flags=cv2.IMREAD_UNCHANGED)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         channels = image.shape[2] if image.ndim == 3 else 1
         raise ValueError(
@@ -83,9 +68,6 @@ class LoadHandImage:
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         image = load_image(results["img_path"])
         return results | {"img": image, "ori_shape": image.shape[:2]}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
 
 
 @TRANSFORMS.register_module()
@@ -108,9 +90,9 @@ class HandCrop:
 
     def __init__(
         self,
-        center: tuple[float, float] | None = (112.0, 112.0),
-        size: float | None = 180.0,
-        out_size: int = 224,
+        center: tuple[float, float] | None = CROP_CENTER,
+        size: float | None = CROP_SIDE,
+        out_size: int = CROP_SIZE,
     ) -> None:
         if (center is None) != (size is None):
             raise ValueError(
@@ -153,37 +135,29 @@ class HandCrop:
             results["K"] = homogeneous(matrix) @ results["K"] @ turn.T
         return results
 
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({arguments})"
-
 
 @TRANSFORMS.register_module()
 class RandomHandCrop(HandCrop):
     """HandCrop of a random rotation and scale, both about its center.
 
     Args:
-        center: as of HandCrop.
-        size: as of HandCrop.
-        out_size: as of HandCrop.
         rotation_std: standard deviation of the rotation in degrees, which is normal about zero and
             clipped at twice that.
         upright: probability of no rotation.
         scale_std: standard deviation of the factor on `size`, which is normal about one and clipped at
             once that.
+        **crop: center, size and out_size, as of HandCrop.
     """
 
     def __init__(
         self,
-        center: tuple[float, float] | None = (112.0, 112.0),
-        size: float | None = 180.0,
-        out_size: int = 224,
         *,
         rotation_std: float = 90.0,
         upright: float = 0.6,
         scale_std: float = 0.25,
+        **crop: Any,
     ) -> None:
-        super().__init__(center, size, out_size)
+        super().__init__(**crop)
         self.rotation_std, self.upright, self.scale_std = rotation_std, upright, scale_std
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -216,9 +190,6 @@ class ColorNoise:
         table = np.clip(np.rint(table), 0, 255).astype(np.uint8)
         return results | {"img": cv2.LUT(results["img"], table)}
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(strength={self.strength})"
-
 
 @TRANSFORMS.register_module()
 class PackHandInputs:
@@ -238,33 +209,26 @@ class PackHandInputs:
         image = np.ascontiguousarray(results["img"].transpose(2, 0, 1))  # (3, S, S)
         return {"inputs": torch.from_numpy(image), "data_samples": sample}
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
 
 @TRANSFORMS.register_module()
 class HandViews(HandCrop):
     """Take several crops of one hand, packed: the last transform of a pipeline for HandTTAModel.
 
     Args:
-        center: as of HandCrop.
-        size: as of HandCrop.
-        out_size: as of HandCrop.
         rotations: degrees, clockwise as seen in the image.
         scales: factors on `size`. There is a view of each rotation at each scale; results are in the
             frame of the first.
+        **crop: center, size and out_size, as of HandCrop.
     """
 
     def __init__(
         self,
-        center: tuple[float, float] | None = (112.0, 112.0),
-        size: float | None = 180.0,
-        out_size: int = 224,
         *,
         rotations: Sequence[float] = (0.0,),
         scales: Sequence[float] = (1.0,),
+        **crop: Any,
     ) -> None:
-        super().__init__(center, size, out_size)
+        super().__init__(**crop)
         self.rotations, self.scales = tuple(rotations), tuple(scales)
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..engine.models import unwrap
-from ..io.files import write_atomically
+from ..io.files import atomic_write
 from .geometry import project, project_weak_perspective, to_pixels, warp_crop
 from .mano.topology import BONES, FINGERS, ROOT
 from .model import HandDataSample
@@ -166,7 +166,7 @@ def hand_picture(
     annotated: DrawnHand | None = None,
     opacity: float = 0.75,
 ) -> np.ndarray:
-    """Set side by side: ground truth where there is one, prediction, and the prediction from the side.
+    """Set side by side: ground truth if there is one, prediction, and the prediction from the side.
 
     In the side view the ground truth is an outline over the prediction.
 
@@ -269,7 +269,7 @@ _SMALLEST = 224  # side of a drawn crop in pixels, at least
 
 @HOOKS.register_module()
 class HandPicturesHook(Hook):
-    """Writes or shows each tested crop: ground truth where there is one, prediction, side view.
+    """Writes or shows each tested crop: ground truth if there is one, prediction, side view.
 
     Takes what `tools/test.py` sets for detection too, so that ``--show-dir`` is the same everywhere. The
     first images of each validation go to the visualizer's backends, such as TensorBoard.
@@ -412,4 +412,5 @@ def write_mesh(path: str | Path, vertices: np.ndarray, faces: np.ndarray) -> Non
     # Without processing: it would merge and reorder vertices.
     mesh = trimesh.Trimesh(vertices * TO_VIEWER, faces, process=False)
     content: Any = mesh.export(file_type=kind, **_WITH_NORMALS[kind])  # text or bytes
-    write_atomically(path, content.encode() if isinstance(content, str) else content)
+    with atomic_write(path, sync=False) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 UNFINISHED = ".unfinished"  # suffix of what is being written
 
 
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+@contextlib.contextmanager
+def atomic_write(path: str | Path, *, suffix: str = "", sync: bool = True) -> Iterator[Path]:
     """A name beside `path` to write to; it takes the place of `path` when the block ends well.
 
-    What was there before stays until then, also when the process or the machine stops.
+    What was there before stays until then, also when the process or the machine stops. The name is
+    another one each time: several processes may write one file.
 
     Args:
-        path: the file.
+        path: the file; its folder exists.
+        suffix: what the name must end in, if a library goes by it.
+        sync: wait until the file is on the disk. Results that are made again in a moment need not.
     """
     path = Path(path)
-    aside = path.with_name(path.name + UNFINISHED)
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}{suffix}")
     try:
         yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(aside, path)
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -38,21 +44,17 @@ def remove_unfinished(folder: str | Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name on the disk, too, where the system can."""
-    try:
+    """Have the new name on the disk, too, if the system can."""
+    with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def why_unwritable(folder: str | Path) -> str:
-    """Why files cannot be written to a folder, which may not exist yet; empty where they can.
+    """Why files cannot be written to a folder, which may not exist yet; empty if they can.
 
     Args:
         folder: a path.
@@ -62,15 +64,3 @@ def why_unwritable(folder: str | Path) -> str:
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return ""
     return f"cannot be written: {there} is {'read-only for you' if there.is_dir() else 'a file'}"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that gets its name when it is complete.
-
-    Args:
-        path: of the file; its folder exists.
-        content: all of it.
-    """
-    aside = path.with_name(f"{path.name}.unfinished")
-    aside.write_bytes(content)
-    aside.replace(path)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import mmseg.datasets  # noqa: F401  (registers what test pipelines and class names are made of)
@@ -14,12 +11,11 @@ import numpy as np
 import torch
 from mmseg.apis import inference_model, init_model
 from mmseg.models import BaseSegmentor
-from tqdm import tqdm
 
 from ..engine.config import read_config_file
 from ..engine.devices import check_device, describe_device
 from ..engine.models import load_whole, read_checkpoint
-from ..io.media import Frames, FrameWriter, Preview, open_input
+from ..io.media import FrameReport, Frames, FrameWriter, for_each_frame, open_input
 from .visualization import draw_segmentation
 
 
@@ -65,50 +61,39 @@ def segment(
     *,
     opacity: float = 0.5,
     show: bool = False,
-) -> list[float]:
-    """Segment frames, write pictures with a legend, and show progress.
-
-    A webcam ends with Ctrl-C; anything does with q in the window. What was made until then is kept.
-    Ctrl-C in a video goes on to the caller, and with it the writer leaves no video.
+) -> FrameReport:
+    """Segment frames and write pictures with a legend, see :func:`for_each_frame`.
 
     Args:
         model: of :func:`load_segmentor`.
         frames: the input, opened.
-        writer: where the pictures go, entered.
+        writer: where the pictures go.
         opacity: of the colours over the image, 0 to 1.
         show: show the pictures in a window, too.
 
-    Returns:
-        Seconds that inference took, preprocessing of the frame included, for each frame.
-
     Raises:
-        ValueError: `opacity` is out of range; no window can be shown; as of reading and writing.
+        ValueError: `opacity` is out of range.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(
             f"opacity is {opacity}, expected 0 (the image alone) to 1 (the classes alone)"
         )
-    meta, seconds = model.dataset_meta, list[float]()
+    meta = model.dataset_meta
     on_gpu = next(model.parameters()).is_cuda
-    with Preview("segmentation") if show else nullcontext() as preview:
-        try:
-            for name, image in tqdm(frames, total=frames.total, unit="frame"):
-                start = time.perf_counter()
-                result = inference_model(model, image)
-                if on_gpu:
-                    torch.cuda.synchronize()
-                seconds.append(time.perf_counter() - start)
-                labels = result.pred_sem_seg.data[0].cpu().numpy().astype(np.int64)  # (H, W)
-                picture = draw_segmentation(
-                    image, labels, classes=meta["classes"], palette=meta["palette"], alpha=opacity
-                )
-                writer.write(name, picture)
-                if preview is not None and preview.show(picture):
-                    break
-        except KeyboardInterrupt:
-            if frames.kind != "webcam":
-                raise
-    return seconds
+
+    def predict(image: np.ndarray) -> Any:
+        result = inference_model(model, image)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return result
+
+    def finish(_: str, image: np.ndarray, result: Any) -> np.ndarray:
+        labels = result.pred_sem_seg.data[0].cpu().numpy().astype(np.int64)  # (H, W)
+        return draw_segmentation(
+            image, labels, classes=meta["classes"], palette=meta["palette"], alpha=opacity
+        )
+
+    return for_each_frame(frames, writer, predict, finish, window="segmentation" if show else None)
 
 
 def run_demo(
@@ -120,7 +105,7 @@ def run_demo(
     device: str | None = None,
     opacity: float = 0.5,
     show: bool = False,
-) -> str:
+) -> tuple[str, int]:
     """Segment an input and write pictures of it.
 
     Args:
@@ -133,7 +118,8 @@ def run_demo(
         show: show the pictures in a window, too.
 
     Returns:
-        Number of frames, speed and where the results are, in a few lines.
+        Number of frames, speed and where the results are, in a few lines; and the status to exit with,
+        1 if images could not be read.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as of the functions above.
@@ -142,24 +128,13 @@ def run_demo(
     with open_input(source) as frames:
         writer = FrameWriter(out, frames)  # it may refuse: before the model is loaded
         model = load_segmentor(config, checkpoint, device=device)
-        start = time.perf_counter()
-        with writer:
-            seconds = segment(model, frames, writer, opacity=opacity, show=show)
-        elapsed = time.perf_counter() - start
-    if not seconds:
-        return "0 frames: stopped before the first was done"
-    each = statistics.median(seconds)
-    lines = [
-        f"{len(seconds)} frames on {describe_device(device)}",
-        f"inference: {1 / each:.1f} frames/s (median {each * 1000:.1f} ms a frame, preparation included)",
-        f"end to end, with reading, drawing and writing: {len(seconds) / elapsed:.1f} frames/s",
-        f"results: {writer.paths[0] if len(writer.paths) == 1 else writer.folder}",
-    ]
-    if frames.total and len(seconds) < frames.total:
-        lines.insert(
-            1, f"of {frames.total} that {source} should have: stopped, or the file is damaged"
-        )
-    return "\n".join(lines)
+        report = segment(model, frames, writer, opacity=opacity, show=show)
+    where = writer.paths[0] if len(writer.paths) == 1 else writer.folder
+    text = report.text(
+        describe_device(device), task="inference", timed="preparation included",
+        more=[f"results: {where}"],
+    )  # fmt: skip
+    return text, report.status
 
 
 def _classes_and_palette(content: Mapping[str, Any], count: int, *, name: str) -> dict[str, Any]:

@@ -232,9 +232,9 @@ def scaled(factor: float) -> Callable[[Any], Any]:
         (
             "verts",
             lambda v: [e[:777] for e in v],
-            r"verts.json: entry 0 has shape \(777, 3\): .*778, 3",
+            "verts.json .*entry 0: a list of 777, not 778",
         ),
-        ("xyz", lambda v: [v[0], [[float("nan")] * 3] * 21, v[2]], "xyz.json: entry 1 holds NaN"),
+        ("xyz", lambda v: [v[0], [[float("nan")] * 3] * 21, v[2]], "xyz.json .*entry 1: "),
         ("K", lambda v: [[[1, 2, 3]] * 3] * 3, "K.json: entry 0 is .*focal lengths above zero"),
         ("K", lambda v: [v[0], [[-500, 0, 9], [0, 500, 9], [0, 0, 1]], v[2]], "K.json: entry 1 is"),
         ("xyz", scaled(1000), "xyz.json: hands have a diagonal .* in millimetres.* Divide by 1000"),

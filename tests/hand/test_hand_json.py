@@ -21,20 +21,12 @@ def write(path: Path, content: object, **kwargs: object) -> Path:
     return path
 
 
-@pytest.fixture
-def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks that end within numbers, brackets and white space."""
-    monkeypatch.setattr(json_arrays, "_CHUNK", request.param)
-
-
-@pytest.mark.parametrize("small_chunks", [3, 64, 1 << 20], indirect=True)
 @pytest.mark.parametrize("shape", [(), (4,), (1, 61), (3, 2)], ids=str)
 @pytest.mark.parametrize(
     "style",
     [{}, {"indent": 3}, {"separators": (",", ":")}, {"indent": 40}],
     ids=["python", "indented", "compact", "much white space"],
 )
-@pytest.mark.usefixtures("small_chunks")
 def test_parse_equals_json(tmp_path: Path, shape: tuple[int, ...], style: dict) -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(23, *shape)) * 10.0 ** rng.integers(-12, 12, (23, *shape))
@@ -55,50 +47,45 @@ GOOD = [[0.5, 0.25], [1, 2]]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "place"),
     [
-        ("", "is not a JSON list"),
-        ("hello", "is not a JSON list"),
-        ({"xyz": [GOOD]}, "is not a JSON list"),
-        ("[[[1, 2], [3, x]]]", "not valid JSON at byte 1[34], in entry 0"),
-        ("[[[1, 2], [3, 4]] [[1, 2], [3, 4]]]", "in entry 0: expected a comma"),
-        ("[[[1, 2], [3, 4]],]", "not valid JSON at byte 18, in entry 1"),
-        ("[[[1, 2], [3, 4]]] []", "goes on after the end"),
-        (json.dumps([GOOD, GOOD])[:-1], "ends within entry 1: it is cut off"),
-        (json.dumps([GOOD, GOOD])[:-8], "ends within entry 1: it is cut off"),
-        (json.dumps([GOOD, GOOD])[:17], "ends within entry 0: it is cut off"),
-        ("[[[1, 2], [3.", "ends within entry 0: it is cut off"),
-        ("[", "ends within entry 0: it is cut off"),
-        ([GOOD, [[1, 2]]], r"entry 1 has shape \(1, 2\): expected \(2, 2\)"),
-        ([GOOD, [1, 2]], r"entry 1 has shape \(2,\): expected"),
-        ([GOOD, 3], r"entry 1 has shape \(\): expected"),
-        ([GOOD, GOOD, [[1, 2], [3]]], "entry 2 is ragged"),
-        ([[[1, float("nan")], [3, 4]]], "entry 0 holds NaN, infinity"),
-        ([GOOD, [[1, float("-inf")], [3, 4]]], "entry 1 holds NaN, infinity"),
-        ("[[[1, 1e39], [3, 4]]]", "entry 0 holds NaN, infinity or a number beyond float32"),
-        ([[["1", "2"], ["3", "4"]]], "entry 0 holds something other than numbers"),
-        ([[[1, None], [3, 4]]], "entry 0 holds something other than numbers"),
-        ([[[True, False], [True, True]]], "entry 0 holds something other than numbers"),
-        ([[[1, 10**400], [3, 4]]], "entry 0 holds something other than numbers"),
+        ("", ": .*EOF"),
+        ("hello", ": "),
+        ("3", ": number in the wrong place"),
+        ({"xyz": [GOOD]}, ": start_map in the wrong place"),
+        ("[[[1, 2], [3, x]]]", ", entry 0: "),
+        ("[[[1, 2], [3, 4]] [[1, 2], [3, 4]]]", ", entry 1: "),
+        ("[[[1, 2], [3, 4]],]", ", entry 1: "),
+        ("[[[1, 2], [3, 4]]] []", ": .*trailing"),
+        (json.dumps([GOOD, GOOD])[:-1], ", entry 2: .*EOF.*complete"),
+        (json.dumps([GOOD, GOOD])[:-8], ", entry 1: .*EOF.*complete"),
+        ("[[[1, 2], [3.", ", entry 0: "),
+        ("[", ", entry 0: .*EOF"),
+        ([GOOD, [[1, 2]]], ", entry 1: a list of 1, not 2"),
+        ([GOOD, [1, 2]], ", entry 1: number in the wrong place"),
+        ([GOOD, 3], ", entry 1: number in the wrong place"),
+        ([GOOD, [GOOD, GOOD]], ", entry 1: start_array in the wrong place"),
+        ([GOOD, GOOD, [[1, 2], [3]]], ", entry 2: a list of 1, not 2"),
+        ([[[1, float("nan")], [3, 4]]], ", entry 0: "),
+        ([GOOD, [[1, float("-inf")], [3, 4]]], ", entry 1: "),
+        ("[[[1, 1e39], [3, 4]]]", ", entry 0: NaN, infinity or a number beyond float32"),
+        ([GOOD, [[1, 10**400], [3, 4]]], ", entry 1: "),
+        ([[["1", "2"], ["3", "4"]]], ", entry 0: string in the wrong place"),
+        ([[[1, None], [3, 4]]], ", entry 0: null in the wrong place"),
+        ([[[True, False], [True, True]]], ", entry 0: boolean in the wrong place"),
+        ([[[1, {}], [3, 4]]], ", entry 0: start_map in the wrong place"),
+        ("[" * 100_000, ", entry 0: start_array in the wrong place"),
     ],
 )
-@pytest.mark.parametrize("small_chunks", [3, 1 << 20], indirect=True)
-@pytest.mark.usefixtures("small_chunks")
-def test_bad_file(tmp_path: Path, content: object, message: str) -> None:
+def test_bad_file(tmp_path: Path, content: object, place: str) -> None:
     path = write(tmp_path / "training_xyz.json", content)
-    with pytest.raises(ValueError, match=f"training_xyz.json.*{message}"):
+    with pytest.raises(ValueError, match=rf"training_xyz.json( \(\d+ bytes\))?{place}"):
         load_json_array(path, (2, 2))
-
-
-def test_entry_too_long_is_not_read_to_its_end(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", "[[" + "1.0, " * 1_000_000 + "1]]")
-    with pytest.raises(ValueError, match="has an entry that is too long, number 0"):
-        parse_json_array(path, (2, 2))
 
 
 def test_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"[\xff\xfe" + bytes(100))
-    with pytest.raises(ValueError, match="not valid JSON at byte 1"):
+    with pytest.raises(ValueError, match=r"a.json \(103 bytes\), entry 0: "):
         parse_json_array(tmp_path / "a.json", ())
 
 

@@ -17,7 +17,6 @@ from random_mano import random_mano
 from scipy import sparse
 from scipy.spatial.transform import Rotation
 
-from fastvit_dense.hand.mano import file as mano_file
 from fastvit_dense.hand.mano import get_mano
 from fastvit_dense.hand.mano.arrays import Mano, is_right_hand
 from fastvit_dense.hand.mano.file import load_mano, save_mano
@@ -188,7 +187,7 @@ def test_npz_is_whole_or_not_there(
         file.write(b"PK")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(mano_file.np, "savez", fail)
+    monkeypatch.setattr(np, "savez", fail)
     with pytest.raises(OSError, match="No space"):
         save_mano(mano, out)
     assert [p.name for p in tmp_path.iterdir()] == ["mano.npz"] and out.read_text() == "older"
@@ -235,7 +234,7 @@ def test_the_other_format_is_found(
     assert not said, "it is there under its own name"
     path.unlink()
     assert_same(get_mano(str(path)), mano)
-    assert said == [f"MANO: there is no {path}, so {other} is read"]
+    assert said == [f"MANO: {path} does not exist, {other} is read"]
 
 
 # What is refused. Each program makes a folder {trace} when a plain unpickler reads it.
@@ -389,7 +388,7 @@ def other(array: np.ndarray, value: float) -> np.ndarray:
 WRONG: dict[str, tuple[Any, str]] = {
     "a body": (
         lambda m: {"v_template": np.zeros((6890, 3))},
-        r"v_template of shape \(6890, 3\), such as",
+        r"template must have the shape .* got \(6890, 3\)",
     ),
     "21 joints": (
         lambda m: {"J_regressor": np.ones((21, 778)) / 778},
@@ -443,7 +442,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "a computation": (
         lambda m: {"v_template": chumpy("ch_ops.sin", x=chumpy("Ch", x=m.template))},
-        "v_template .*chumpy.ch_ops.sin holds no array but a computation",
+        "v_template .*chumpy.ch_ops.sin is a computation",
     ),
 }
 
@@ -481,11 +480,11 @@ def test_arrays_that_claim_too_much(mano: Mano, path: Path) -> None:
             load_mano(write(path, contents(mano, J_regressor=matrix)))
     loop = chumpy("ch.Ch")
     loop.x = loop
-    with pytest.raises(ValueError, match="v_template cannot be read: arrays in one another"):
+    with pytest.raises(ValueError, match="v_template cannot be read"):
         load_mano(write_python2(path, contents(mano, v_template=loop)))
     whole = write(path, contents(mano), protocol=2).read_bytes()
     path.write_bytes(whole.replace(b"M\x0a\x03K\x03\x86", b"M\x0b\x03K\x03\x86", 1))
-    with pytest.raises(ValueError, match=r"18672 bytes do not make an array of shape \(779, 3\)"):
+    with pytest.raises(ValueError, match=r"cannot reshape array of size 2334 into shape \(779,3\)"):
         load_mano(path)
 
 

@@ -112,11 +112,10 @@ def test_augmented_testing_has_a_name_of_its_own(
     assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 2
 
 
-def test_checkpoints_know_their_config(config: Path, trained: Path, tmp_path: Path) -> None:
-    """A checkpoint is all that a picture takes."""
+def test_predictor_of_what_was_trained(config: Path, trained: Path) -> None:
     from fastvit_dense.hand import HandPredictor
 
-    predictor = HandPredictor(trained / "epoch_2.pth", device="cpu")
+    predictor = HandPredictor(config, trained / "epoch_2.pth", device="cpu")
     image = cv2.imread(str(config.parent / "hands/evaluation/rgb/00000000.jpg"))
     assert predictor(image).vertices.shape == (778, 3)
 

@@ -84,7 +84,7 @@ def test_image_follows_the_points(size: int) -> None:
     """A dot drawn at a keypoint is found where the keypoint went."""
     rng, found = np.random.default_rng(1), 0
     np.random.seed(1)
-    crop = RandomHandCrop() if size == 224 else RandomHandCrop(None, None)
+    crop = RandomHandCrop() if size == 224 else RandomHandCrop(center=None, size=None)
     for _ in range(40):
         results = annotated(rng, size=size)
         x, y = pixels_of(results)[0]

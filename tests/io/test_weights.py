@@ -131,11 +131,12 @@ def by_runner(url: str | None, *, resume: bool = False) -> Runner:
     return runner
 
 
+HAND_CONFIG = ROOT / "configs/hand/mano_fastvit-t8_demo-hands.py"
 READERS: dict[str, Callable[[str], Any]] = {
     "init_cfg of a FastViT": into_backbone,
     "init_cfg of another module": into_other_module,
     "load_checkpoint, as mmdet's and mmseg's init_model": lambda url: load_checkpoint(nn.Linear(1, 1), url),
-    "HandPredictor": HandPredictor,
+    "HandPredictor": lambda url: HandPredictor(HAND_CONFIG, url),
     "read_checkpoint, as the tools": read_checkpoint,
     "load_from": by_runner,
     "resume": lambda url: by_runner(url, resume=True),

@@ -21,7 +21,7 @@ def get_mano(source: str | os.PathLike[str]) -> Mano:
 
     Args:
         source: ``"synthetic"`` for the procedural hand that comes with this package, or a file as
-            :func:`load_mano` takes it. If there is a file of that name in MANO's other format alone, such
+            :func:`load_mano` takes it. If there is a file of that name in MANO's other format only, such
             as MANO_RIGHT.npz for MANO_RIGHT.pkl, that one is read, and the log says so.
 
     Returns:
@@ -36,6 +36,6 @@ def get_mano(source: str | os.PathLike[str]) -> Mano:
     path = Path(source)
     other = path.with_suffix({".pkl": ".npz", ".npz": ".pkl"}.get(path.suffix, path.suffix))
     if not path.exists() and other.exists():
-        print_log(f"MANO: there is no {path}, so {other} is read", logger="current")
+        print_log(f"MANO: {path} does not exist, {other} is read", logger="current")
         path = other
     return load_mano(path)

@@ -29,8 +29,8 @@ _SHAPES = {
 HOW_TO_GET_MANO = (
     'MANO may not be passed on: register at https://mano.is.tue.mpg.de, download "Models & Code", and '
     "convert models/MANO_RIGHT.pkl of it by `python tools/convert_mano.py MANO_RIGHT.pkl "
-    'data/mano/MANO_RIGHT.npz`. To try everything without it, use mano="synthetic", a drawn hand of '
-    "the same shapes"
+    'data/mano/MANO_RIGHT.npz`. To try everything without it, use mano="synthetic", a procedural '
+    "hand of the same shapes"
 )
 
 
@@ -44,7 +44,7 @@ class Mano:
         template: (778, 3), metres: the vertices with betas 0 and no rotation.
         faces: (1538, 3) int64, indices of vertices, counterclockwise seen from outside.
         shape_directions: (778, 3, 10), metres a unit of beta.
-        pose_directions: (778, 3, 135), metres: what the numbers of the 15 rotation matrices of the
+        pose_directions: (778, 3, 135), metres: what the entries of the 15 rotation matrices of the
             fingers, less those of the identity, row by row, add to the template.
         joint_regressor: (16, 778): joints from vertices. Of vertices without rotation they are those that
             the skeleton turns at. Rows add up to 1.

@@ -1,16 +1,15 @@
-"""Arrays out of MANO's own pickle, without running anything that is in it.
+"""MANO's own pickle and an .npz of the same arrays, read without running anything that is in them.
 
 A pickle is a program: it names functions and classes of any module, and loading calls them. Here each
 name that MANO's files have use for stands for a class that does nothing but note what it was called
-with, and any other name is refused. No code of numpy, scipy or chumpy runs either: chumpy, which some of
-the arrays are objects of, cannot be installed on a current Python, and the other two trust the sizes and
-indices of a pickle. What was noted is then made into arrays, with checks.
+with, and any other name is refused. No code of numpy or chumpy runs either: chumpy, which some of the
+arrays are objects of, cannot be installed on a current Python, and numpy trusts the sizes of a pickle.
+What was noted is then made into arrays, with checks.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import pickle
 import re
@@ -21,33 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
+from ...io.files import atomic_write
 from .arrays import _SHAPES, HOW_TO_GET_MANO, Mano, _check_handedness
-from .topology import (
-    NUM_ROTATIONS,
-    PARENTS,
-)
+from .topology import NUM_ROTATIONS, PARENTS
 
-_RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-_FROM_BUFFER = ("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
-_SPARSE = re.compile(r"scipy\.sparse\._?cs[cr]\.cs[cr]_(matrix|array)")
-_CHUMPY = re.compile(r"chumpy(\.\w+)+")
-_OTHERS = (
-    "numpy.ndarray",
-    "numpy.dtype",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "_codecs.encode",  # how Python 3 writes bytes for Python 2
-    "copy_reg._reconstructor",  # how protocols 0 and 1 write any object
-    "copyreg._reconstructor",
-    "__builtin__.object",
-    "builtins.object",
-    "__builtin__.set",  # in the state of chumpy's objects
-    "builtins.set",
+# What may be named. Python 3 writes bytes for Python 2 by _codecs.encode; protocols 0 and 1 write any
+# object by copy_reg._reconstructor; sets are in the state of chumpy's objects.
+_ARRAY = r"numpy\._?core\.(?:multiarray\._reconstruct|numeric\._frombuffer)"
+_SPARSE = r"scipy\.sparse\._?cs[cr]\.cs[cr]_(?:matrix|array)"
+_CHUMPY = r"chumpy(?:\.\w+)+"
+_ALLOWED = re.compile(
+    rf"{_ARRAY}|{_SPARSE}|{_CHUMPY}|numpy\.(ndarray|dtype)|numpy\._?core\.multiarray\.scalar"
+    r"|_codecs\.encode|copy_?reg\._reconstructor|(__builtin__|builtins)\.(object|set)"
 )
-_HARMLESS = frozenset((*_RECONSTRUCT, *_FROM_BUFFER, *_OTHERS))
-_MAX_DEPTH = 8  # of arrays in chumpy's objects in one another
-_MAX_NUMBERS = 10**7  # in a matrix made dense; MANO's has 12,448
 
 
 class RefusedPickleError(ValueError):
@@ -69,7 +56,7 @@ class _Noted:
 
     def __new__(cls, *args: Any, **_: Any) -> _Noted:
         noted = super().__new__(cls)
-        noted.args, noted.state = args, None
+        noted.args, noted.state = args, {}
         return noted
 
     def __setstate__(self, state: Any) -> None:
@@ -79,7 +66,7 @@ class _Noted:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type[_Noted]:
         origin = f"{module}.{name}"
-        if origin in _HARMLESS or _SPARSE.fullmatch(origin) or _CHUMPY.fullmatch(origin):
+        if _ALLOWED.fullmatch(origin):
             return type("Noted", (_Noted,), {"origin": origin})
         raise RefusedPickleError(
             f"it uses {origin}, which may run code and has no place in a file of MANO's; nothing was "
@@ -115,104 +102,74 @@ def read_pickle(content: bytes, names: Iterable[str]) -> dict[str, np.ndarray]:
             "completely?"
         ) from error
     if not isinstance(loaded, dict):
-        raise ValueError(f"it must hold a dictionary of arrays, got {_describe(loaded)}")
+        raise ValueError(f"it must hold a dictionary of arrays, got {_origin(loaded)}")
     arrays = {}
     for name in names:
         if name in loaded:
             try:
                 arrays[name] = _as_array(loaded[name])
-            except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            except Exception as error:  # what was noted may be anything
                 raise ValueError(f"{name} cannot be read: {error}") from error
     return arrays
 
 
-def _as_array(value: Any, depth: int = 0) -> np.ndarray:
+def _as_array(value: Any) -> np.ndarray:
     """Make what was noted of an array, matrix or chumpy object into an array."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"arrays in one another, more than {_MAX_DEPTH} deep")
     origin = _origin(value)
-    if origin in _RECONSTRUCT:
-        _, shape, dtype, is_fortran, data = value.state
-        return _from_bytes(data, dtype, shape, "F" if is_fortran else "C")
-    if origin in _FROM_BUFFER:
-        data, dtype, shape, order = value.args[:4]
-        return _from_bytes(data, dtype, shape, order)
-    if _SPARSE.fullmatch(origin):
-        return _from_sparse(origin, _state(value), depth)
-    if _CHUMPY.fullmatch(origin):
-        return _from_chumpy(origin, _state(value), depth)
-    raise ValueError(f"expected an array, got {_describe(value)}")
+    if re.fullmatch(_ARRAY, origin):
+        if origin.endswith("_frombuffer"):
+            data, dtype, shape, order = value.args
+        else:
+            _, shape, dtype, is_fortran, data = value.state
+            order = "F" if is_fortran else "C"
+        return np.frombuffer(_as_bytes(data), _as_dtype(dtype)).reshape(shape, order=order)
+    if re.fullmatch(_SPARSE, origin):
+        return _from_sparse(value.state, by_column="csc" in origin)
+    kind = origin.rpartition(".")[2] if re.fullmatch(_CHUMPY, origin) else ""
+    if kind == "Ch":
+        return _as_array(value.state["x"])
+    if kind == "Select":
+        array = _as_array(value.state["a"]).ravel()[_as_array(value.state["idxs"])]
+        return array.reshape(value.state.get("preferred_shape", array.shape))
+    if kind == "Reshape":
+        return _as_array(value.state["a"]).reshape(value.state["newshape"])
+    if kind:
+        raise ValueError(f"{origin} is a computation, which is not run: expected an array")
+    raise ValueError(f"expected an array, got {origin}")
 
 
-def _from_bytes(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    if isinstance(data, list):
-        raise ValueError("expected an array of numbers, got one of Python objects")
+def _as_bytes(data: Any) -> bytes | bytearray:
     if _origin(data) == "_codecs.encode":
         data, _ = data.args
-    if isinstance(data, str):
-        data = data.encode("latin1")
-    if _origin(dtype) != "numpy.dtype":
-        raise ValueError(f"expected a type of numbers, got {_describe(dtype)}")
+    if not isinstance(data, str | bytes | bytearray):
+        raise ValueError("expected an array of numbers, got one of Python objects")
+    return data.encode("latin1") if isinstance(data, str) else data
+
+
+def _as_dtype(dtype: Any) -> np.dtype:
     code, byte_order = dtype.args[0], dtype.state[1]
     if not re.fullmatch(r"b1|[iuf][1248]", code) or byte_order not in "<>|=":
         raise ValueError(f"expected an array of numbers, got one of type {byte_order}{code}")
-    if len(data) != math.prod(shape) * int(code[1]):
-        raise ValueError(f"{len(data)} bytes do not make an array of shape {shape} and type {code}")
-    return np.frombuffer(data, np.dtype(byte_order + code)).reshape(shape, order=order)
+    return np.dtype(byte_order + code)
 
 
-def _from_sparse(origin: str, state: dict[str, Any], depth: int) -> np.ndarray:
-    values, inner, starts = (
-        _as_array(state[name], depth + 1) for name in ("data", "indices", "indptr")
-    )
-    rows, columns = state["_shape"]
-    is_by_column = "csc" in origin
-    # Checked here and not left to scipy, whose conversion writes wherever the indices point.
-    counts = np.diff(starts)
-    if (
-        rows * columns > _MAX_NUMBERS
-        or len(starts) != (columns if is_by_column else rows) + 1
-        or counts.sum() != len(inner)
-        or inner.min(initial=0) < 0
-    ):
-        raise ValueError(f"a sparse matrix whose indices do not fit its shape {rows, columns}")
-    outer = np.repeat(np.arange(len(counts)), counts)
-    dense = np.zeros((rows, columns))
-    np.add.at(dense, (inner, outer) if is_by_column else (outer, inner), values)
-    return dense
-
-
-def _from_chumpy(origin: str, state: dict[str, Any], depth: int) -> np.ndarray:
-    kind = origin.rpartition(".")[2]
-    if kind == "Ch":
-        return _as_array(state["x"], depth + 1)
-    if kind == "Select":
-        array = _as_array(state["a"], depth + 1).ravel()[_as_array(state["idxs"], depth + 1)]
-        return array.reshape(state.get("preferred_shape", array.shape))
-    if kind == "Reshape":
-        return _as_array(state["a"], depth + 1).reshape(state["newshape"])
-    raise ValueError(
-        f"{origin} holds no array but a computation, which is not run; with chumpy, numpy.array() "
-        "makes an array of it"
-    )
+def _from_sparse(state: dict[str, Any], *, by_column: bool) -> np.ndarray:
+    shape = state["_shape"]
+    if shape != _SHAPES["joint_regressor"]:  # before it is made dense
+        raise ValueError(f"expected a matrix of shape {_SHAPES['joint_regressor']}, got {shape}")
+    parts = [_as_array(state[name]) for name in ("data", "indices", "indptr")]
+    matrix = (sparse.csc_array if by_column else sparse.csr_array)(tuple(parts), shape=shape)
+    matrix.check_format(full_check=True)  # its conversion writes wherever the indices point
+    return matrix.toarray()
 
 
 def _origin(value: Any) -> str:
+    """Of what was noted, the class or function; of anything else its type."""
     if not isinstance(value, _Noted):
-        return ""
+        return type(value).__name__
     if value.origin.endswith("._reconstructor") and value.args:
         return getattr(value.args[0], "origin", "")
     return value.origin
-
-
-def _state(value: _Noted) -> dict[str, Any]:
-    if not isinstance(value.state, dict):
-        raise ValueError(f"{_describe(value)} without its contents")
-    return value.state
-
-
-def _describe(value: Any) -> str:
-    return _origin(value) or type(value).__name__
 
 
 # The same arrays in files, under MANO's own names.
@@ -240,7 +197,7 @@ def load_mano(path: str | os.PathLike[str]) -> Mano:
         The model.
 
     Raises:
-        FileNotFoundError: there is no such file; the message says where to get it.
+        FileNotFoundError: the file does not exist; the message says where to get it.
         ValueError: it is damaged, is another model or a left hand, or has a pickle's code in it.
     """
     path = Path(path)
@@ -262,8 +219,8 @@ def load_mano(path: str | os.PathLike[str]) -> Mano:
 def save_mano(mano: Mano, path: str | os.PathLike[str]) -> None:
     """Write a hand model as .npz, which loads without a pickle.
 
-    The arrays have MANO's own names, so that other projects can read the file too. It gets its name when
-    it is complete; an older one is replaced.
+    The arrays have MANO's own names, so that other projects can read the file too. An older one is
+    replaced.
 
     Args:
         mano: the model.
@@ -278,13 +235,8 @@ def save_mano(mano: Mano, path: str | os.PathLike[str]) -> None:
     arrays = {key: getattr(mano, name) for name, key in _KEYS.items()}
     arrays[_TREE_KEY] = np.array([PARENTS, range(NUM_ROTATIONS)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with aside.open("wb") as file:
-            np.savez(file, **arrays)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic_write(path) as aside, aside.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _read_npz(content: bytes, keys: list[str]) -> dict[str, np.ndarray]:
@@ -296,12 +248,6 @@ def _read_npz(content: bytes, keys: list[str]) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> Mano:
-    template = arrays.get("v_template")
-    if template is not None and template.shape != _SHAPES["template"]:
-        raise ValueError(
-            f"it is a model with v_template of shape {template.shape}, such as a body's or head's; "
-            f"MANO's hand has {_SHAPES['template']}"
-        )
     if missing := [key for key in (*_KEYS.values(), _TREE_KEY) if key not in arrays]:
         raise ValueError(f"it lacks {', '.join(missing)} of MANO's arrays")
     tree = arrays[_TREE_KEY]
