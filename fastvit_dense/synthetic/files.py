@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,24 +16,23 @@ import numpy as np
 _ASPECTS = ((1, 1), (1, 1), (4, 5), (5, 4), (3, 4), (4, 3), (2, 3), (3, 2))  # width : height
 
 
-def check_ranges(**limits: tuple[float, float, float]) -> None:
-    """Raise a ValueError for an argument of a writer that is out of range: name=(value, low, high)."""
+def check_ranges(train: int, val: int, seed: int, **others: tuple[float, float, float]) -> None:
+    """Raise a ValueError for an argument of a writer that is out of range.
+
+    Args:
+        train: Number of images to train on, 1 to a million.
+        val: Number of held-out images, likewise.
+        seed: Not negative.
+        others: name=(value, low, high).
+    """
+    limits = dict(train=(train, 1, 10**6), val=(val, 1, 10**6), seed=(seed, 0, 2**63), **others)
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise ValueError(f"{name} must be between {low} and {high}, got {value}")
 
 
-def _check(*, train: int, val: int, seed: int, size: int, smallest: int) -> None:
-    check_ranges(
-        train=(train, 1, 10**6),
-        val=(val, 1, 10**6),
-        seed=(seed, 0, 2**63),
-        size=(size, smallest, 4096),
-    )
-
-
-def _draw_size(rng: np.random.Generator, longer: int) -> tuple[int, int]:
-    """Width and height of an image with one of `_ASPECTS`, in pixels."""
+def sample_size(rng: np.random.Generator, longer: int) -> tuple[int, int]:
+    """Width and height of an image with one of eight aspects, in pixels."""
     a, b = _ASPECTS[rng.integers(len(_ASPECTS))]
     return longer * a // max(a, b), longer * b // max(a, b)
 
@@ -75,13 +75,10 @@ def new_folder(
             f"({', '.join(holds)}); it is not replaced: remove it yourself or choose another folder"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had the same number
-    partial.mkdir()
-    try:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.partial-") as d:
+        partial = Path(d, target.name)  # the temporary folder itself is for its owner only
+        partial.mkdir()
         yield partial
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ from .hands import Annotation, Scene, sample_annotation
 
 _FILES = ("K", "mano", "scale", "verts", "xyz")
 POSES = ("all", "closing")
-_WORTH_PROCESSES = 100  # hands, from which on starting processes takes less time than it saves
-_MOST = 10**6  # hands, and the numbers that FreiHAND's file names have room for
+_WORTH_PROCESSES = 100  # hands, from which on processes save more time than they take to start
 
 
 def write_freihand(
@@ -63,123 +61,75 @@ def write_freihand(
     Raises:
         ValueError: an argument is out of range, or `out` must not be written to.
     """
-    check_ranges(
-        train=(train, 1, _MOST), val=(val, 1, _MOST), seed=(seed, 0, 2**63), views=(views, 10, 180)
-    )
+    check_ranges(train, val, seed, views=(views, 10, 180))
     if poses not in POSES:
         raise ValueError(f"poses must be one of {', '.join(POSES)}; got {poses!r}")
-    splits = ("training", "evaluation")
+    splits = {"training": train, "evaluation": val}
     files = [f"{split}_{name}.json" for split in splits for name in _FILES]
-    files += [f"{file}.*.npy" for file in files]  # caches of readers
-    variety = dict(poses=poses, views=views)
-    with new_folder(out, overwrite=overwrite, holds=(*splits, *files)) as folder:
-        _write_training(folder, train, seed, variety)
-        _write_evaluation(folder, val, seed, variety)
+    caches = [f"{file}.*.npy" for file in files]  # of readers
+    with new_folder(out, overwrite=overwrite, holds=(*splits, *files, *caches)) as folder:
+        for number, (split, count) in enumerate(splits.items()):
+            hands = _Hands(folder / split, count, (seed, number), dict(poses=poses, views=views))
+            _write_split(folder, split, hands)
     return Path(out)
 
 
-def _write_training(folder: Path, count: int, seed: int, variety: dict[str, Any]) -> None:
-    rgb, mask = folder / "training" / "rgb", folder / "training" / "mask"
-    rgb.mkdir(parents=True)
-    mask.mkdir()
+class _Hands(Dataset[Annotation]):
+    """Item i: the annotation of hand i, once its pictures are written.
 
-    def draw(i: int) -> Annotation:
-        annotation, scene, rng = _draw(seed, 0, i, variety)
-        for number, version in enumerate(VERSIONS):
-            picture = scene.photograph(rng, version)
-            write_jpeg(rgb / f"{number * count + i:08d}.jpg", picture)
-        write_jpeg(mask / f"{i:08d}.jpg", scene.mask.astype(np.uint8) * 255)
-        return annotation
+    Args:
+        folder: of the split, created here. For training, there are four pictures and a mask of each hand.
+        count: number of hands.
+        seed: of the split.
+        variety: options of :func:`sample_annotation`.
+    """
 
-    _write_split(folder, "training", count, draw)
-
-
-def _write_evaluation(folder: Path, count: int, seed: int, variety: dict[str, Any]) -> None:
-    rgb = folder / "evaluation" / "rgb"
-    rgb.mkdir(parents=True)
-
-    def draw(i: int) -> Annotation:
-        annotation, scene, rng = _draw(seed, 1, i, variety)
-        write_jpeg(rgb / f"{i:08d}.jpg", scene.photograph(rng, VERSIONS[1 + i % 3]))
-        return annotation
-
-    _write_split(folder, "evaluation", count, draw)
-
-
-class _Drawings(Dataset[Annotation]):
-    """Item i: the annotation of hand i, once its pictures are written."""
-
-    def __init__(self, count: int, draw: Callable[[int], Annotation]) -> None:
-        self._count, self._draw = count, draw
+    def __init__(
+        self, folder: Path, count: int, seed: tuple[int, int], variety: dict[str, Any]
+    ) -> None:
+        self._folder, self._count, self._seed, self._variety = folder, count, seed, variety
+        self._training = folder.name == "training"
+        for name in ("rgb", "mask") if self._training else ("rgb",):
+            (folder / name).mkdir(parents=True)
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, i: int) -> Annotation:
-        return self._draw(i)
+        rng = np.random.default_rng([*self._seed, i])
+        annotation = sample_annotation(rng, **self._variety)
+        scene = Scene(rng, annotation)
+        for number, version in enumerate(VERSIONS if self._training else [VERSIONS[1 + i % 3]]):
+            path = self._folder / "rgb" / f"{number * self._count + i:08d}.jpg"
+            write_jpeg(path, scene.photograph(rng, version))
+        if self._training:
+            mask = scene.mask.astype(np.uint8) * 255
+            write_jpeg(self._folder / "mask" / f"{i:08d}.jpg", mask)
+        return annotation
 
 
-def _write_split(folder: Path, split: str, count: int, draw: Callable[[int], Annotation]) -> None:
-    """Draw the hands, on all cores where there are many, and write their annotations in order."""
-    # Forked, since `draw` cannot be pickled; elsewhere than on Linux one core has to do.
-    many = count >= _WORTH_PROCESSES and sys.platform == "linux"
-    drawings = DataLoader(
-        _Drawings(count, draw),
+def _write_split(folder: Path, split: str, hands: _Hands) -> None:
+    """Render the hands, on all cores if there are many, and write their annotations in order."""
+    many = len(hands) >= _WORTH_PROCESSES and sys.platform == "linux"
+    loader = DataLoader(
+        hands,
         batch_size=None,
-        collate_fn=lambda annotation: annotation,
         num_workers=usable_cores() if many else 0,
-        multiprocessing_context="fork" if many else None,
+        multiprocessing_context="fork" if many else None,  # asks nothing of the script that calls
         worker_init_fn=_one_thread,
     )
-    with _JsonLists(folder, split) as lists:
-        for annotation in tqdm(drawings, desc=split, unit="hand", disable=None):
-            lists.append(annotation)
+    entries = [
+        dict(K=a.K, mano=a.mano[None], scale=a.scale, verts=a.vertices, xyz=a.keypoints)
+        for a in tqdm(loader, desc=split, unit="hand", disable=None)
+    ]
+    for name in _FILES:
+        with open(folder / f"{split}_{name}.json", "w", encoding="ascii") as file:
+            for i, entry in enumerate(entries):  # one by one: a hand's vertices alone are 30 kB
+                file.write(", " if i else "[")
+                json.dump(np.round(entry[name], 8).tolist(), file)
+            file.write("]")
 
 
 def _one_thread(_: int) -> None:
     # A core for each process; besides, OpenCV's threads do not survive a fork.
     cv2.setNumThreads(0)
-
-
-def _draw(
-    seed: int, split: int, i: int, variety: dict[str, Any]
-) -> tuple[Annotation, Scene, np.random.Generator]:
-    rng = np.random.default_rng([seed, split, i])
-    annotation = sample_annotation(rng, **variety)
-    return annotation, Scene(rng, annotation), rng
-
-
-class _JsonLists:
-    """The JSON files of a split, written entry by entry: a hand's vertices alone are 30 kB.
-
-    Args:
-        folder: where to write.
-        split: what the names of the files begin with.
-    """
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self._files = {
-            name: open(folder / f"{split}_{name}.json", "w", encoding="ascii") for name in _FILES
-        }
-        self._is_first = True
-
-    def __enter__(self) -> _JsonLists:
-        return self
-
-    def append(self, annotation: Annotation) -> None:
-        values = {
-            "K": annotation.K,
-            "mano": annotation.mano[None],  # (1, 61)
-            "scale": np.array(annotation.scale),
-            "verts": annotation.vertices,
-            "xyz": annotation.keypoints,
-        }
-        for name, file in self._files.items():
-            file.write("[" if self._is_first else ", ")
-            json.dump(values[name].round(8).tolist(), file)
-        self._is_first = False
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.write("]")
-            file.close()

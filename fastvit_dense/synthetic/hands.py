@@ -12,13 +12,13 @@ from scipy.spatial.transform import Rotation
 
 from ..hand.freihand import IMAGE_SIZE as SIZE
 from ..hand.mano.layer import ManoLayer, pose_to_rotations
-from ..hand.mano.surface import chains, pose_from_angles
+from ..hand.mano.surface import pose_from_angles
 from ..hand.mano.synthetic import synthetic_hand, wrist_opening
-from ..hand.mano.topology import NUM_BETAS, NUM_FACES, NUM_ROTATIONS, PARENTS, ROOT, SCALE_BONE
+from ..hand.mano.topology import NUM_BETAS, NUM_FACES, ROOT, SCALE_BONE
 from ..hand.render import Fragments, rasterize, shade, unit, vertex_normals
-from .skin import Skin, draw_arm, draw_backdrop, draw_green_screen
+from .skin import Skin, render_backdrop, render_green_screen, sample_arm
 
-# The table above, (15, 3, 2) in radians: joints in MANO's order; flexion, abduction and twist; from, to.
+# (15, 3, 2) in radians: joints in MANO's order; flexion, abduction and twist; from, to.
 _MIDDLE, _END = ((0, 105), (0, 0), (0, 0)), ((-5, 75), (0, 0), (0, 0))
 LIMITS = np.radians(
     [
@@ -35,27 +35,27 @@ LIMITS = np.radians(
 # over the palm and how far it is bent; how much all of this varies.
 _GRASPS = np.array(
     [
-        (0.20, 0.06, 0.06, 0.06, 0.06, 0.15, 0.10, 0.08),  # open
-        (0.18, 0.30, 0.34, 0.40, 0.38, 0.40, 0.25, 0.12),  # relaxed
-        (0.10, 0.90, 0.92, 0.92, 0.92, 0.75, 0.70, 0.08),  # fist
-        (0.04, 0.92, 0.93, 0.93, 0.93, 0.00, 0.05, 0.06),  # thumb up
-        (0.08, 0.06, 0.85, 0.88, 0.88, 0.70, 0.60, 0.10),  # pointing
+        (0.25, 0.06, 0.06, 0.06, 0.06, 0.15, 0.10, 0.08),  # open
+        (0.23, 0.30, 0.34, 0.40, 0.38, 0.40, 0.25, 0.12),  # relaxed
+        (0.03, 0.90, 0.92, 0.92, 0.92, 0.75, 0.70, 0.08),  # fist
+        (0.01, 0.92, 0.93, 0.93, 0.93, 0.00, 0.05, 0.06),  # thumb up
+        (0.05, 0.06, 0.85, 0.88, 0.88, 0.70, 0.60, 0.10),  # pointing
         (0.06, 0.06, 0.06, 0.88, 0.85, 0.80, 0.60, 0.08),  # two fingers
-        (0.10, 0.52, 0.45, 0.30, 0.38, 0.75, 0.35, 0.10),  # pinch
-        (0.12, 0.55, 0.58, 0.60, 0.60, 0.70, 0.30, 0.10),  # around a bottle
-        (0.12, 0.45, 0.45, 0.45, 0.45, 0.45, 0.40, 0.40),  # anything
+        (0.12, 0.52, 0.45, 0.30, 0.38, 0.75, 0.35, 0.10),  # pinch
+        (0.13, 0.55, 0.58, 0.60, 0.60, 0.70, 0.30, 0.10),  # around a bottle
+        (0.12, 0.40, 0.39, 0.38, 0.39, 0.45, 0.40, 0.40),  # anything
     ]
 )
 _OPEN, _FIST = _GRASPS[0], _GRASPS[2]
-# Axes of bones may come this near, in parts of the sum of their radii, since flesh gives way.
-_NEAR = 0.8
-_METACARPAL_RADIUS = 11e-3
+# How much less the first joints of closed fingers bend, and how much more the middle ones: else the
+# fingertips would go through the palm.
+_ROLLED = 0.12
 
 
 def sample_pose(
     rng: np.random.Generator, count: int, *, poses: str = "all", views: float = 180
 ) -> np.ndarray:
-    """Draw poses within the limits above, in which the fingers do not pass through one another.
+    """Sample poses within the limits above, in which the fingers hardly pass through one another.
 
     Args:
         rng: where the randomness comes from.
@@ -67,25 +67,19 @@ def sample_pose(
         (n, 48), axis-angle in radians as FreiHAND stores them: the turn of the whole hand from MANO's
         frame into the camera's, and the 15 joints relative to the model's `pose_mean`.
     """
-    angles = _draw_angles(rng, count, poses)
-    again = np.flatnonzero(_collide(angles))
-    while len(again):
-        angles[again] = _draw_angles(rng, len(again), poses)
-        again = again[_collide(angles[again])]
-    fingers = pose_from_angles(angles) - synthetic_hand().pose_mean
-    return np.concatenate([_draw_orientations(rng, count, views), fingers], axis=1)
+    fingers = pose_from_angles(_sample_angles(rng, count, poses)) - synthetic_hand().pose_mean
+    return np.concatenate([_sample_orientations(rng, count, views), fingers], axis=1)
 
 
 def sample_betas(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw shapes, (n, 10): standard normal, cut off at 2.5."""
+    """Sample shapes, (n, 10): standard normal, cut off at 2.5."""
     return np.clip(rng.standard_normal((count, NUM_BETAS)), -2.5, 2.5)
 
 
-def _draw_angles(rng: np.random.Generator, count: int, poses: str) -> np.ndarray:
+def _sample_angles(rng: np.random.Generator, count: int, poses: str) -> np.ndarray:
     """(n, 15, 3), radians: flexion, abduction, twist of each joint, within `LIMITS`."""
     if poses == "closing":
-        # Moments of a hand that opens and closes steadily: it is slowest where it turns back.
-        closing = (1 - np.cos(np.pi * rng.random((count, 1)))) / 2
+        closing = rng.beta(0.6, 1.03, (count, 1))  # often near both ends, and rather open
         grasp = _OPEN + closing * (_FIST - _OPEN)  # (n, 8)
         grasp[:, 7] *= 0.4  # fingers that differ little
     else:
@@ -96,13 +90,14 @@ def _draw_angles(rng: np.random.Generator, count: int, poses: str) -> np.ndarray
     # The base and the middle joint share the closing in proportions that differ from hand to hand.
     shift = 0.12 * rng.standard_normal((count, 1)) + 0.05 * rng.standard_normal((count, 4))
     shift *= 4 * closed.clip(0, 1) * (1 - closed.clip(0, 1)) + 0.15
+    shift -= _ROLLED * closed.clip(0, 1) ** 4
     base, middle = (closed + shift).clip(0, 1), (closed - shift).clip(0, 1)
 
     angles = np.zeros((count, 15, 3))
     fingers = angles[:, :12].reshape(count, 4, 3, 3)  # a view: finger, joint, angle
-    limits = LIMITS[:12].reshape(4, 3, 3, 2)
-    fingers[:, :, 0, 0] = _between(limits[:, 0, 0], base, from_share=0.08)
-    fingers[:, :, 1, 0] = _between(limits[:, 1, 0], middle, from_share=0.02)
+    low, high = LIMITS[:12].reshape(4, 3, 3, 2)[:, :2, 0].transpose(2, 0, 1)  # (4, 2) each
+    share = np.stack([0.08 + 0.92 * base, 0.02 + 0.98 * middle], 2)  # (n, 4, 2)
+    fingers[:, :, :2, 0] = low + (high - low) * share
     fingers[:, :, 2, 0] = fingers[:, :, 1, 0] * rng.normal(0.66, 0.08, (count, 4))
     fingers[:, :, 2, 0] += np.radians(3) * rng.standard_normal((count, 4))
     # Bent fingers cannot be spread.
@@ -120,17 +115,11 @@ def _draw_angles(rng: np.random.Generator, count: int, poses: str) -> np.ndarray
     return angles.clip(LIMITS[..., 0], LIMITS[..., 1])
 
 
-def _between(limits: np.ndarray, share: np.ndarray, *, from_share: float) -> np.ndarray:
-    """Angles between `limits` (4, 2): `share` (n, 4) of what is left beyond `from_share`."""
-    low, high = limits.T
-    return low + (high - low) * (from_share + (1 - from_share) * share)
-
-
 # From MANO's frame (fingers -x, back +y, thumb +z) to a palm before the camera: fingers up, which is -y.
 _FRONT = Rotation.from_matrix([[0, 0, 1], [1, 0, 0], [0, 1, 0]])
 
 
-def _draw_orientations(rng: np.random.Generator, count: int, views: float) -> np.ndarray:
+def _sample_orientations(rng: np.random.Generator, count: int, views: float) -> np.ndarray:
     """(n, 3), axis-angle: any, but rather with the fingers up than down, and seldom along the arm."""
     vectors = np.empty((count, 3))
     missing = np.arange(count)
@@ -138,9 +127,9 @@ def _draw_orientations(rng: np.random.Generator, count: int, views: float) -> np
         turns = Rotation.random(len(missing), rng=rng)
         if views < 180:
             far = np.radians(views) * rng.random((len(missing), 1)) ** (1 / 3)
-            turns = Rotation.from_rotvec(far * _unit(turns.as_rotvec())) * _FRONT
+            turns = Rotation.from_rotvec(far * unit(turns.as_rotvec())) * _FRONT
         _, down, away = turns.apply([-1, 0, 0]).T  # where the fingers point
-        # From behind, the arm hides the hand.
+        # Seen along the arm, it hides the hand.
         likely = (0.6 - 0.4 * down) * np.clip(
             (0.92 - np.where(away > 0, away, 0.85 * -away)) / 0.4, 0, 1
         )
@@ -150,83 +139,8 @@ def _draw_orientations(rng: np.random.Generator, count: int, views: float) -> np
     return vectors
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
-def _collide(angles: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether a finger passes through another one or through the palm."""
-    starts, ends = _bones(angles)
-    first, second, least = _apart()
-    gaps = _segment_distances(starts[:, first], ends[:, first], starts[:, second], ends[:, second])
-    return np.any(gaps < least, axis=1)
-
-
-def _bones(angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends, (n, 19, 3): the 15 bones that turn with the joints, then four metacarpals."""
-    hand = synthetic_hand()
-    rest = hand.joint_regressor @ hand.template  # (16, 3)
-    count = len(angles)
-    turns = Rotation.from_rotvec(pose_from_angles(angles).reshape(-1, 3)).as_matrix()
-    turns = turns.reshape(count, 15, 3, 3)
-    turned = np.tile(np.eye(3), (count, NUM_ROTATIONS, 1, 1))
-    joints = np.tile(rest, (count, 1, 1))
-    for j in range(1, NUM_ROTATIONS):
-        parent = PARENTS[j]
-        joints[:, j] = joints[:, parent] + turned[:, parent] @ (rest[j] - rest[parent])
-        turned[:, j] = turned[:, parent] @ turns[:, j - 1]
-    bones = np.stack([np.diff(c.points, axis=0) for c in chains().values()]).reshape(15, 3)
-    bones[2::3] *= 0.75  # the round end of the tip is the capsule's own
-    starts = joints[:, 1:]
-    ends = starts + (turned[:, 1:] @ bones[..., None])[..., 0]
-    heads = joints[:, 1:13:3]
-    return (
-        np.concatenate([starts, np.broadcast_to(0.3 * heads, heads.shape)], 1),
-        np.concatenate([ends, heads], 1),
-    )
-
-
-@functools.cache
-def _apart() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of bones, as two arrays of indices, and how near their axes may come to each other."""
-    middles = np.arange(3) + 0.5
-    fingers = [np.interp(middles, c.profile[:, 0], c.profile[:, 1]) for c in chains().values()]
-    radii = np.concatenate([*fingers, np.full(4, _METACARPAL_RADIUS)])
-    finger = np.repeat(range(5), 3)
-    pairs = [(i, j) for i in range(15) for j in range(i) if finger[i] != finger[j]]
-    # The palm ends where the first bones of the fingers begin, and the thumb's first lies in it.
-    pairs += [(i, j) for i in range(15) if i % 3 for j in range(15, 19)]
-    first, second = np.array(pairs).T
-    return first, second, _NEAR * (radii[first] + radii[second])
-
-
-def _segment_distances(
-    a0: np.ndarray, a1: np.ndarray, b0: np.ndarray, b1: np.ndarray
-) -> np.ndarray:
-    """(...,): the shortest distances between segments a0 to a1 and b0 to b1, (..., 3) each.
-
-    It is at an end of one of the two, or where the lines come nearest, if that is within both.
-    """
-    a, b, between = a1 - a0, b1 - b0, a0 - b0
-    aa, bb, ab = (a * a).sum(-1), (b * b).sum(-1), (a * b).sum(-1)
-    ac, bc = (a * between).sum(-1), (b * between).sum(-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        s = (ab * bc - bb * ac) / (aa * bb - ab * ab)
-        t = (aa * bc - ab * ac) / (aa * bb - ab * ab)
-    crossing = (s > 0) & (s < 1) & (t > 0) & (t < 1)
-    s, t = np.where(crossing, s, 0), np.where(crossing, t, 0)
-    nearest = np.linalg.norm(between + s[..., None] * a - t[..., None] * b, axis=-1)
-    for end, start, axis, squared in (
-        (a0, b0, b, bb), (a1, b0, b, bb), (b0, a0, a, aa), (b1, a0, a, aa)
-    ):  # fmt: skip
-        offset = end - start
-        along = np.clip((offset * axis).sum(-1) / squared, 0, 1)
-        nearest = np.minimum(nearest, np.linalg.norm(offset - along[..., None] * axis, axis=-1))
-    return nearest
-
-
 _FINER = 2  # subpixels along a pixel
-_BEHIND = 0.25  # metres from the hand to what is behind it
+_TO_BACKDROP = 0.25  # metres from the hand to the backdrop
 
 
 @dataclass(frozen=True)
@@ -257,7 +171,7 @@ def _layer() -> ManoLayer:
 def sample_annotation(
     rng: np.random.Generator, *, poses: str = "all", views: float = 180
 ) -> Annotation:
-    """Draw a pose, a shape, and a camera that sees the hand in the middle of the picture.
+    """Sample a pose, a shape, and a camera that sees the hand in the middle of the picture.
 
     Focal lengths are 450 to 600 pixels, the root is 0.5 to 0.8 m away and at most 20 pixels from the
     middle. Most hands lie within the central 180 pixels. `poses` and `views`: as of :func:`sample_pose`.
@@ -301,11 +215,10 @@ class Scene:
     def __init__(self, rng: np.random.Generator, annotation: Annotation) -> None:
         hand, opening = synthetic_hand(), wrist_opening()
         turn = Rotation.from_rotvec(annotation.mano[:3])
-        arm = draw_arm(rng, annotation.vertices[opening], hand.template[opening], turn)
+        arm = sample_arm(rng, annotation.vertices[opening], hand.template[opening], turn)
         vertices = np.concatenate([annotation.vertices, arm.vertices])
         # The arm's first ring is the opening itself: no seam is seen.
-        number = np.arange(len(arm.vertices)) + len(hand.template)
-        number[: len(opening)] = opening
+        number = np.append(opening, len(hand.template) + np.arange(16, len(arm.vertices)))
         faces = np.concatenate([hand.faces, number[arm.faces]])
 
         fragments = _look(vertices, faces, annotation.K)
@@ -313,7 +226,9 @@ class Scene:
         face = fragments.face[covered]
         rest_normals = vertex_normals(hand.template, hand.faces)
         rest = np.concatenate([hand.template, arm.rest])
-        rest_normals = np.concatenate([rest_normals, rest_normals[opening][arm.wrist]])
+        rest_normals = np.concatenate(
+            [rest_normals, np.resize(rest_normals[opening], arm.rest.shape)]
+        )
         at = np.hstack([vertex_normals(vertices, faces), rest, rest_normals])
         self._normals, rest, rest_normals = np.split(fragments.interpolate(at, faces), 3, axis=1)
         self._normals = unit(self._normals)  # (n, 3) float32
@@ -329,7 +244,7 @@ class Scene:
         self._shadow = _shadow(fragments)
 
     def photograph(self, rng: np.random.Generator, version: str) -> np.ndarray:
-        """Light the scene, put something behind it and take a picture.
+        """Light the scene, add a backdrop and take a picture.
 
         Args:
             rng: where light, background and noise come from.
@@ -360,7 +275,7 @@ class Scene:
         picture = _average(picture) * self._shadow
         if not green:
             picture = _grade(rng, picture, self._alpha)
-        backdrop = (draw_green_screen if green else draw_backdrop)(rng, SIZE)
+        backdrop = (render_green_screen if green else render_backdrop)(rng, SIZE)
         picture += (1 - self._alpha) * backdrop
         return _expose(rng, picture)
 
@@ -380,16 +295,16 @@ def _average(fine: np.ndarray) -> np.ndarray:
 
 
 def _shadow(fragments: Fragments) -> np.ndarray:
-    """(S, S, 1): how much less light comes to what lies behind its surroundings.
+    """(S, S, 1): how much less light comes to what is farther than its surroundings.
 
     After Luft, Colditz and Deussen (2006), "Image enhancement by unsharp masking the depth buffer".
     """
     depth = fragments.depth
     z = np.where(np.isfinite(depth), -1 / np.minimum(depth, -1e-3), 0).astype(np.float32)
-    z[z == 0] = z.max(initial=0) + _BEHIND
+    z[z == 0] = z.max(initial=0) + _TO_BACKDROP
     z = _average(z)
-    behind = z - cv2.GaussianBlur(z, (0, 0), 4)
-    return (1 - np.clip(behind / 0.03, 0, 0.45))[..., None].astype(np.float32)
+    farther = z - cv2.GaussianBlur(z, (0, 0), 4)
+    return (1 - np.clip(farther / 0.03, 0, 0.45))[..., None].astype(np.float32)
 
 
 def _cloth(rng: np.random.Generator, rest: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -38,6 +38,8 @@ _FINGER_CREASES = (
     (2.0, 1.7, 0.25, 0.0),
 )
 _CREASE_WIDTH = 0.5e-3
+# Knuckles and fingertips: place, reach (metres), redness on the back and on the palm.
+_RED_SPOTS = ((0.0, 8e-3, 0.8, 0), (1.0, 6e-3, 1.0, 0), (2.0, 4e-3, 0.6, 0), (2.7, 7e-3, 0, 1))
 # The nail's middle and half its length, in bones; half its width in parts of the finger's.
 _NAIL_PLACE, _NAIL_LENGTH, _NAIL_WIDTH = 2.60, 0.29, 0.70
 # Skin of the back of the hand from light to dark, sRGB; what palms tend to, and nails.
@@ -131,9 +133,7 @@ def _maps() -> tuple[np.ndarray, np.ndarray]:
         )
         if side:
             features[..., _CREASE] += _palm_lines((height, width), origin)
-        nearest = ndimage.distance_transform_edt(
-            ~covered, return_distances=False, return_indices=True
-        )
+        _, nearest = ndimage.distance_transform_edt(~covered, return_indices=True)
         maps[side] = features[tuple(nearest)]
         for sigma in (2, 8):
             maps[side, ..., _MOTTLE] += 1.8 * sigma * ndimage.gaussian_filter(noise[side], sigma)
@@ -150,12 +150,9 @@ def _finger_features(
         along, off_axis = _near_finger(at, chain, place)
         line = np.exp(-(((along - 1e-3 * shift) / _CREASE_WIDTH) ** 2))
         features[:, _CREASE] += depth[side] * line * (off_axis < 1.6)
-    for place, reach, strength in ((0.0, 8e-3, 0.8), (1.0, 6e-3, 1.0), (2.0, 4e-3, 0.6)):
+    for place, reach, *strength in _RED_SPOTS:
         along, off_axis = _near_finger(at, chain, place)
-        spot = np.exp(-((along / reach) ** 2) - off_axis**4)
-        features[:, _RED] += (1 - side) * strength * spot
-    along, off_axis = _near_finger(at, chain, 2.7)
-    features[:, _RED] += side * np.exp(-((along / 7e-3) ** 2) - off_axis**4)
+        features[:, _RED] += strength[side] * np.exp(-((along / reach) ** 2) - off_axis**4)
 
     bone = np.linalg.norm(chain.points[3] - chain.points[2])
     along, _ = _near_finger(at, chain, _NAIL_PLACE)
@@ -164,9 +161,8 @@ def _finger_features(
     up = normals @ chain.dorsal[2] > 0.2
     features[:, _NAIL] = up * np.clip((1.15 - level) / 0.3, 0, 1)
     features[:, _NAIL_EDGE] = features[:, _NAIL] * (along > 0.75 * _NAIL_LENGTH * bone)
-    features[:, _CREASE] += (
-        up * 0.9 * np.exp(-(((level - 1.35) / 0.25) ** 2)) * (along < 0.18 * bone)
-    )
+    rim = np.exp(-(((level - 1.35) / 0.25) ** 2))
+    features[:, _CREASE] += 0.9 * up * rim * (along < 0.18 * bone)
     return features
 
 
@@ -184,50 +180,43 @@ def _palm_lines(size: tuple[int, int], origin: np.ndarray) -> np.ndarray:
     """(H, W): the lines of the palm."""
     lines = np.zeros(size, np.float32)
     for depth, points in _PALM_LINES:
-        distal, radial = np.array(points, float).T
-        t = np.linspace(0, 1, len(points))
-        spline = interpolate.make_interp_spline(t, np.column_stack([distal, radial]), k=2)
+        spline = interpolate.make_interp_spline(np.linspace(0, 1, len(points)), points, k=2)
         curve = spline(np.linspace(0, 1, 60))
         metres = to_metres(np.insert(curve, 1, 0, axis=1))[:, [0, 2]]
-        drawn = np.zeros(size, np.float32)
         pixels = np.rint((metres - origin) / _PIXEL * 16).astype(np.int32)
-        cv2.polylines(drawn, [pixels], False, 1.0, 2, cv2.LINE_8, 4)
-        lines = np.maximum(lines, depth * cv2.GaussianBlur(drawn, (0, 0), 0.8))
+        line = cv2.polylines(np.zeros(size, np.float32), [pixels], False, 1.0, 2, cv2.LINE_8, 4)
+        lines = np.maximum(lines, depth * cv2.GaussianBlur(line, (0, 0), 0.8))
     return lines
 
 
-_STOPS = (
-    np.array([10, 22, 38, 60, 90, 120, 180, 240, 300, 360, 420]) * 1e-3
-)  # metres from the wrist's opening
+# Metres from the wrist's opening.
+_STOPS = np.array([10, 22, 38, 60, 90, 120, 180, 240, 300, 360, 420]) * 1e-3
 _BENT_AFTER = 50e-3  # metres over which the wrist bends
 # How thick the arm is, relative to the wrist's opening, that far from it.
 _THICKNESS = np.array([(0, 1.0), (0.03, 1.0), (0.1, 1.12), (0.2, 1.4), (0.3, 1.5), (0.42, 1.4)])
 _SLEEVE_WIDTH = 1.2  # relative to the arm in it
 
 
-@dataclass(frozen=True)
-class Arm:
+class Arm(NamedTuple):
     """A tube from the opening of the wrist on.
 
-    Args:
-        vertices: (N, 3), metres, camera frame.
-        rest: (N, 3): where their skin is found on the resting hand, which `Skin` prolongs.
-        wrist: (N,): which vertex of the opening, 0 to 15, each lies behind.
+    Attributes:
+        vertices: (16 R, 3), metres, camera frame: R rings, of which the first is the opening.
+        rest: (16 R, 3): where their skin is found on the resting hand, which `Skin` prolongs.
         faces: (F, 3), counterclockwise seen from outside.
         is_sleeve: (F,) bool.
     """
 
     vertices: np.ndarray
     rest: np.ndarray
-    wrist: np.ndarray
     faces: np.ndarray
     is_sleeve: np.ndarray
 
 
-def draw_arm(
+def sample_arm(
     rng: np.random.Generator, opening: np.ndarray, rest: np.ndarray, turn: Rotation
 ) -> Arm:
-    """Draw how the wrist is bent and where the sleeve begins, if there is one.
+    """Sample how the wrist is bent and where the sleeve begins, if there is one.
 
     Args:
         rng: where the randomness comes from.
@@ -235,62 +224,52 @@ def draw_arm(
         rest: (16, 3), the same of the resting hand.
         turn: from the frame of the resting hand into the camera's.
     """
-    flexion = np.clip(18 * rng.standard_normal(), -35, 35)
-    deviation = np.clip(7 * rng.standard_normal(), -15, 15)
+    flexion, deviation = np.clip((18, 7) * rng.standard_normal(2), (-35, -15), (35, 15))
     bend = np.radians([0, deviation, flexion])
     sleeve = rng.choice([0.0, rng.uniform(0.01, 0.15), np.inf], p=[0.25, 0.3, 0.45])
     centre = opening.mean(0)
     back = turn.inv().apply(opening - centre)  # (16, 3) in the frame of the resting hand
 
-    def ring(behind: float, width: float) -> tuple[np.ndarray, np.ndarray]:
-        share = min(behind / _BENT_AFTER, 1)
+    def ring(stop: float, width: float) -> tuple[np.ndarray, np.ndarray]:
+        share = min(stop / _BENT_AFTER, 1)
+        path = Rotation.from_rotvec(bend * 0.5 * share).apply([stop, 0, 0])
+        width *= np.interp(stop, *_THICKNESS.T)
         bent = bend * share * share * (3 - 2 * share)
-        path = Rotation.from_rotvec(bend * 0.5 * share).apply([behind, 0, 0])
-        width *= np.interp(behind, *_THICKNESS.T)
         around = Rotation.from_rotvec(bent).apply(width * back)
         # The skin of the wrist goes on up the arm, back and forth.
-        along = WRIST_SKIN - abs(WRIST_SKIN - behind % (2 * WRIST_SKIN))
+        along = WRIST_SKIN - abs(WRIST_SKIN - stop % (2 * WRIST_SKIN))
         return centre + turn.apply(path + around), rest + (along, 0, 0)
 
-    skin = [(0.0, 1.0), *((s, 1.0) for s in _STOPS if s < sleeve)]
+    skin = [(0.0, 1.0), *((s, 1.0) for s in (*_STOPS, sleeve) if s <= min(sleeve, _STOPS[-1]))]
     cloth = []
     if np.isfinite(sleeve):
-        skin.append((sleeve, 1.0))
-        cloth = [(sleeve, 1.0), (sleeve, _SLEEVE_WIDTH)]
-        cloth += [(s, _SLEEVE_WIDTH) for s in _STOPS if s > sleeve]
-    rings = [ring(*stop) for stop in skin + cloth]
-    count = len(opening)
-    first = np.arange(count)
-    after = np.roll(first, -1)
-    strip = np.concatenate(  # from a ring to the one before it
-        [
-            np.stack([count + first, count + after, after], 1),
-            np.stack([count + first, after, first], 1),
-        ]
-    )
-    faces = np.concatenate([strip + i * count for i in range(len(rings) - 1)])
-    step = np.repeat(np.arange(1, len(rings)), len(strip))
-    joins = step == len(skin)  # between skin and cloth there is nothing
+        cloth = [(sleeve, 1.0), *((s, _SLEEVE_WIDTH) for s in (sleeve, *_STOPS) if s >= sleeve)]
+    vertices, rests = zip(*(ring(*stop) for stop in skin + cloth), strict=True)
+    # Two triangles between each two neighbours of a ring and the ring before it.
+    here = np.arange(16, 16 * len(vertices)).reshape(-1, 16)
+    after = np.roll(here, -1, axis=1)
+    strips = np.stack([here, after, after - 16, here, after - 16, here - 16], 2)
+    number = np.arange(1, len(vertices))
+    joined = number != len(skin)  # between skin and cloth there is nothing
     return Arm(
-        vertices=np.concatenate([r[0] for r in rings]),
-        rest=np.concatenate([r[1] for r in rings]),
-        wrist=np.tile(first, len(rings)),
-        faces=faces[~joins],
-        is_sleeve=(step > len(skin))[~joins],
+        vertices=np.concatenate(vertices),
+        rest=np.concatenate(rests),
+        faces=strips[joined].reshape(-1, 3),
+        is_sleeve=np.repeat((number > len(skin))[joined], 32),
     )
 
 
 _CELLS = (3, 6, 13, 30, 70)  # of the octaves of noise, along the side
 
 
-def draw_green_screen(rng: np.random.Generator, size: int) -> np.ndarray:
+def render_green_screen(rng: np.random.Generator, size: int) -> np.ndarray:
     """A green cloth, unevenly lit and not quite smooth."""
     colour = np.float32(rng.uniform(0.75, 1.25, 3) * (0.22, 0.62, 0.28))
     folds = 0.06 * (_noise(rng, size, 3) + _noise(rng, size, 6)) + 0.01 * _noise(rng, size, 70)
     return np.clip(colour * (1 + folds)[..., None], 0, 1)
 
 
-def draw_backdrop(rng: np.random.Generator, size: int) -> np.ndarray:
+def render_backdrop(rng: np.random.Generator, size: int) -> np.ndarray:
     """Three colours mixed by noise of a random roughness, with shapes before them, out of focus."""
     colours = _colours(rng, 3)
     roughness = float(rng.uniform(0.35, 1.1))
@@ -300,7 +279,7 @@ def draw_backdrop(rng: np.random.Generator, size: int) -> np.ndarray:
         share = 0.5 + 0.5 * np.tanh(float(rng.uniform(0.4, 2)) * octaves)
         picture += share[..., None] * (colour - picture)
     for colour in _colours(rng, int(rng.integers(0, 7))):
-        _draw_shape(rng, picture, colour)
+        _add_shape(rng, picture, colour)
     blur = rng.uniform(0, 3)
     return cv2.GaussianBlur(picture, (0, 0), blur) if blur > 0.4 else picture
 
@@ -323,16 +302,13 @@ def _colours(rng: np.random.Generator, count: int) -> np.ndarray:
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0] if count else hsv[0]
 
 
-def _draw_shape(rng: np.random.Generator, picture: np.ndarray, colour: np.ndarray) -> None:
-    """Draw an ellipse or a quadrangle, anywhere, into `picture`."""
+def _add_shape(rng: np.random.Generator, picture: np.ndarray, colour: np.ndarray) -> None:
+    """Fill an ellipse or a quadrangle, anywhere, into `picture`."""
     size = len(picture)
     centre, axes = rng.uniform(0, size, 2), rng.uniform(0.04, 0.35, 2) * size
-    angle = rng.uniform(0, 360)
-    value = tuple(float(c) for c in colour)
+    box = (tuple(centre), tuple(2 * axes), rng.uniform(0, 360))
     if rng.random() < 0.5:
-        box = (tuple(centre), tuple(2 * axes), angle)
-        cv2.ellipse(picture, box, value, -1, cv2.LINE_8)
+        cv2.ellipse(picture, box, colour.tolist(), -1, cv2.LINE_8)
     else:
-        corners = cv2.boxPoints((tuple(centre), tuple(2 * axes), angle))
-        corners = corners + rng.normal(0, 0.15 * axes.min(), (4, 2))
-        cv2.fillPoly(picture, [np.rint(corners).astype(np.int32)], value)
+        corners = cv2.boxPoints(box) + rng.normal(0, 0.15 * axes.min(), (4, 2))
+        cv2.fillPoly(picture, [np.rint(corners).astype(np.int32)], colour.tolist())

@@ -13,7 +13,7 @@ from fastvit_dense.hand.mano.surface import pose_from_angles
 from fastvit_dense.hand.mano.synthetic import synthetic_hand, wrist_opening
 from fastvit_dense.hand.mano.topology import FINGERS, FINGERTIP_VERTICES
 from fastvit_dense.hand.render import vertex_normals
-from fastvit_dense.synthetic.hands import _segment_distances, sample_betas, sample_pose
+from fastvit_dense.synthetic.hands import sample_betas, sample_pose
 
 FINGERTIPS = dict(zip(FINGERS, FINGERTIP_VERTICES, strict=True))
 JOINTS = {"index": 1, "middle": 4, "little": 7, "ring": 10, "thumb": 13}  # the first of each
@@ -299,7 +299,7 @@ def test_poses_are_within_the_limits_of_joints(hand: Mano, layer: ManoLayer) -> 
     assert ((middle[:, 0] < 30) & (middle[:, 1:] > 70).all(1)).mean() > 0.02
 
 
-def test_fingers_do_not_pass_through_one_another(hand: Mano, layer: ManoLayer) -> None:
+def test_fingers_hardly_pass_through_one_another(hand: Mano, layer: ManoLayer) -> None:
     pose = sample_pose(np.random.default_rng(1), 150)
     pose[:, :3] = 0
     fingers = posed(layer, pose, np.zeros((150, 10)), hand.pose_mean)[:, :778]
@@ -309,17 +309,6 @@ def test_fingers_do_not_pass_through_one_another(hand: Mano, layer: ManoLayer) -
         points = vertices - 2e-3 * vertex_normals(vertices, hand.faces)
         doubled.append(np.mean(winding_numbers(points[::4], vertices, hand.faces) > 1.5))
     assert np.max(doubled) < 0.12 and np.mean(doubled) < 0.045
-
-
-def test_distances_of_segments_by_brute_force() -> None:
-    rng = np.random.default_rng(0)
-    a0, a1, b0, b1 = rng.normal(size=(4, 60, 3))
-    b1[:5] = b0[:5] + 0.5 * (a1 - a0)[:5]  # parallel
-    t = np.linspace(0, 1, 201)[:, None, None]
-    first, second = a0 + t * (a1 - a0), b0 + t * (b1 - b0)
-    brute = np.linalg.norm(first[:, None] - second[None], axis=3).min((0, 1))
-    found = _segment_distances(a0, a1, b0, b1)
-    assert (found <= brute + 1e-9).all() and np.allclose(found, brute, atol=0.02)
 
 
 def test_global_turns_cover_the_sphere_and_favour_likely_views() -> None:

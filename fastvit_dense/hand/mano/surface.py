@@ -154,7 +154,7 @@ def pose_from_angles(angles: np.ndarray) -> np.ndarray:
     return (abduction * flexion * twist).as_rotvec().reshape(count, 45)
 
 
-# Cones from a point with a radius to another; mm, see synthetic_anatomy.
+# Cones from a point with a radius to another; mm.
 _PALM = (
     ((-45, 0, 12), 17.0, (6, 0, 11), 16.0),  # wrist
     ((-45, 0, -12), 17.0, (6, 0, -11), 16.0),
@@ -205,7 +205,7 @@ class Flesh:
         return _smooth_minimum(np.column_stack([palm, fingers]), _FINGER_BLEND)
 
     def settle(self, points: np.ndarray, free: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-        """Draw vertices onto the surface, spread out evenly.
+        """Pull vertices onto the surface, spread out evenly.
 
         Args:
             points: (V, 3), near the surface.
@@ -264,7 +264,7 @@ class _Rings(NamedTuple):
     to_second: int  # rings from there to the second joint,
     to_third: int  # and from there to the third joint
     beyond: tuple[float, ...]  # places of the others
-    in_flesh: int  # how many of the first ones are drawn onto the flesh
+    in_flesh: int  # how many of the first ones are pulled onto the flesh
 
 
 _FINGERTIP = (2.28, 2.52, 2.72, 2.87, 2.96)
@@ -361,7 +361,7 @@ class _Builder:
         i = j = 0
         n, m = len(a), len(b)
         while i < n or j < m:
-            lead = (i + 1) * m - (j + 1) * n  # the loop that is behind takes the next step
+            lead = (i + 1) * m - (j + 1) * n  # the loop that lags takes the next step
             polygon = [a[i % n]]
             if lead <= 0:
                 polygon.append(a[(i + 1) % n])

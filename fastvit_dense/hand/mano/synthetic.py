@@ -1,4 +1,4 @@
-"""A hand model drawn by a program, with the counts and conventions of MANO.
+"""A procedural hand model, with the counts and conventions of MANO.
 
 It takes MANO's place wherever the licensed file is not at hand: the arrays have MANO's shapes, the
 joints its order, and the rest pose its frame (a flat right hand, fingers along -x, back towards +y,
@@ -42,19 +42,14 @@ _SHAPES: tuple[Mapping[str, tuple[float, float, float]], ...] = (
 )
 # Metres by which the knuckle, and the flesh inside the bend, swell where a joint bends by 90 degrees.
 _KNUCKLE, _FOLD, _SWOLLEN_LENGTH = 3.0e-3, 1.5e-3, 7e-3
-# A relaxed hand: degrees of flexion, and for the first joint of abduction; see synthetic_pose.
-_RELAXED = {
-    "index": ((20, 0), (28, 0), (14, 0)),
-    "middle": ((24, 0), (32, 0), (16, 0)),
-    "little": ((28, 0), (34, 0), (18, 0)),
-    "ring": ((26, 0), (34, 0), (17, 0)),
-    "thumb": ((6, 8), (14, 0), (16, 0)),
-}
+# A relaxed hand: degrees of flexion of each finger's three joints, in MANO's order; the thumb is abducted.
+_RELAXED = ((20, 28, 14), (24, 32, 16), (28, 34, 18), (26, 34, 17), (6, 14, 16))
+_RELAXED_THUMB = 8
 
 
 @functools.cache
 def synthetic_hand() -> Mano:
-    """The drawn hand: 778 vertices, 1538 faces, 16 joints, 10 betas.
+    """The synthetic hand: 778 vertices, 1538 faces, 16 joints, 10 betas.
 
     It measures 186 mm from wrist to middle fingertip and 84 mm across the palm. Betas of a standard
     normal distribution give hands as they differ between adults. Computed once, in about a second.
@@ -68,7 +63,7 @@ def synthetic_hand() -> Mano:
     weights = _skinning_weights(surface, fingers)
     frames = _frames(fingers)
     angles = np.zeros((1, 15, 3))
-    angles[0, :, :2] = np.radians([a for name in fingers for a in _RELAXED[name]])
+    angles[0, :, 0], angles[0, 12, 1] = np.radians(_RELAXED).ravel(), np.radians(_RELAXED_THUMB)
     return Mano(
         template=surface.vertices,
         faces=surface.faces,
@@ -98,20 +93,16 @@ def _joint_regressor(surface: Surface, fingers: dict[str, Chain]) -> np.ndarray:
     regressor = np.zeros((NUM_ROTATIONS, NUM_VERTICES))
     own = surface.fingers
     palm = np.setdiff1d(np.arange(NUM_VERTICES), np.concatenate(list(own.values())))
-    regressor[0] = _mean_at(np.zeros(3), surface.vertices, palm, radius=34e-3)
+    regressor[0] = _mean_at(np.zeros(3), surface.vertices, palm, 34e-3)
     for i, (name, chain) in enumerate(fingers.items()):
         for k in range(3):
-            regressor[1 + 3 * i + k] = _mean_at(
-                chain.points[k],
-                surface.vertices,
-                palm if k == 0 else own[name],
-                radius=24e-3 if k == 0 else 20e-3,
-            )
+            among, radius = (own[name], 20e-3) if k else (palm, 24e-3)
+            regressor[1 + 3 * i + k] = _mean_at(chain.points[k], surface.vertices, among, radius)
     return regressor
 
 
 def _mean_at(
-    target: np.ndarray, vertices: np.ndarray, among: np.ndarray, *, radius: float
+    target: np.ndarray, vertices: np.ndarray, among: np.ndarray, radius: float
 ) -> np.ndarray:
     """(V,) weights, as equal as can be, of the vertices within `radius` whose mean is `target`."""
     near = among[np.linalg.norm(vertices[among] - target, axis=1) < radius]
