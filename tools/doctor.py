@@ -13,9 +13,7 @@ from typing import Any
 
 
 def parse_args(**option_format: Any) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", nargs="?", help="config file")
     parser.add_argument("checkpoint", nargs="?", help="checkpoint; *.pth may stand alone")
     parser.add_argument("--images", type=int, help="open so many of each dataset, not all")
@@ -28,8 +26,6 @@ def parse_args(**option_format: Any) -> argparse.Namespace:
     args = parser.parse_args()
     if args.config and not args.checkpoint and args.config.endswith(".pth"):
         args.config, args.checkpoint = None, args.config
-    if min(args.images or 1, args.workers or 1) < 1:
-        parser.error("--images and --workers must be at least 1")
     return args
 
 

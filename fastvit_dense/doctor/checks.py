@@ -25,7 +25,6 @@ from .report import ERROR, OK, WARNING, Diagnostic, Report, guarded, in_one_line
 
 _GIB = 2**30
 _SPLITS = ("train", "val", "test")
-_SIDE = 128  # pixels, of the images that a model is tried with if there are no data
 
 
 def run_checks(
@@ -146,7 +145,7 @@ def check_model(model: Any, dataset: Any) -> Iterator[Diagnostic]:
                 loss, _ = model.parse_losses(model(**batch, mode="loss"))
                 done = f"the loss of two training images is {loss.item():.4g}"
             else:
-                getattr(model, "extract_feat", model.backbone)(torch.rand(2, 3, _SIDE, _SIDE))
+                getattr(model, "extract_feat", model.backbone)(torch.rand(2, 3, 128, 128))
                 done = "features of random images, as there are no data"
     except Exception as error:
         names = {id(part): f"model.{name}" for name, part in model.named_modules() if name}

@@ -46,17 +46,10 @@ def read_all(
     """
     todo = list(indices)
     while todo:
-        loader: DataLoader = DataLoader(
-            _Reader(read),
-            sampler=todo,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=1,
-            timeout=limit,
-        )
+        options: dict[str, Any] = dict(num_workers=workers, prefetch_factor=1, timeout=limit)
         done = 0
         try:
-            for result in loader:
+            for result in DataLoader(_Reader(read), None, sampler=todo, **options):
                 yield todo[done], result
                 done += 1
         except RuntimeError as error:  # torch's, of a worker that died or took too long
@@ -95,8 +88,8 @@ def check_data(
     """
     errors: list[str] = []
     for where, dataset in datasets.items():
-        reading = (where, dataset, errors, workers or usable_cores(), images)
-        yield from guarded(_check_dataset, *reading)
+        use = workers or usable_cores()
+        yield from guarded(_check_dataset, where, dataset, errors, use, images)
         if hasattr(dataset, "annotations"):  # FreiHAND that could be read
             mano = cfg.model.head.get("mano", "synthetic")
             yield from guarded(check_keypoints, where, dataset.annotations, mano)
@@ -132,8 +125,8 @@ def _check_dataset(
     for text in found[:_SHOWN]:
         yield Diagnostic(ERROR, where, text)
     if len(found) > _SHOWN:
-        what, hint = f"{len(found) - _SHOWN} more images", "--bad-files FILE lists them"
-        yield Diagnostic(ERROR, where, what, hint)
+        what = f"{len(found) - _SHOWN} more images: --bad-files FILE lists them"
+        yield Diagnostic(ERROR, where, what)
     what = f"{some - len(found)} of {count} images can be read, {len(found)} cannot; {rate:.0f} images/s"
     yield Diagnostic(OK, where, what)
     never = [str(name) for i, name in enumerate(names) if not classes[i]]

@@ -156,20 +156,19 @@ def check_parts(
         splits: of train, val and test.
         datasets: gets those whose files exist, by dotted key; they have read no annotations yet.
     """
-    for where, node in _nodes(cfg):
-        for pattern, parts in _PARTS.items():
-            if isinstance(node, Mapping) and re.fullmatch(pattern, where):
-                if why := _mismatch(node, parts, where):
-                    yield Diagnostic(ERROR, where, why)
-    takers: dict[str, Any] = {f"{split}_dataloader": DataLoader for split in splits}
-    for where, taker in (takers | {"randomness": Runner.set_randomness}).items():
-        if why := _unknown_arguments(taker, cfg.get(where) or ()):
-            yield Diagnostic(ERROR, where, why)
-    missing, seen = [], []
+    problems = {
+        where: _mismatch(node, parts, where)
+        for where, node in _nodes(cfg)
+        for pattern, parts in _PARTS.items()
+        if isinstance(node, Mapping) and re.fullmatch(pattern, where)
+    }
+    for loader in (f"{split}_dataloader" for split in splits):
+        problems[loader] = _unknown_arguments(DataLoader, cfg.get(loader) or ())
+    taken = cfg.get("randomness") or ()
+    problems["randomness"] = _unknown_arguments(Runner.set_randomness, taken)
+    yield from (Diagnostic(ERROR, where, why) for where, why in problems.items() if why)
+    missing = []
     for where, node in dataset_cfgs(cfg, splits):
-        if node in seen:
-            continue
-        seen.append(node)
         try:
             dataset = _build(registry.DATASETS, {**node, "lazy_init": True})
         except ValueError as error:
@@ -209,11 +208,13 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def dataset_cfgs(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, Mapping]]:
-    """The datasets in the data loaders, without those that only wrap others, and their dotted keys."""
+    """The datasets in the data loaders, each once and without wrappers, and their dotted keys."""
+    seen: list[Mapping] = []
     for loader in (f"{split}_dataloader" for split in splits):
         for where, node in _nodes(cfg.get(loader), loader):
             is_dataset = re.fullmatch(r"\w+(\.dataset|\.datasets\.\d+)+", where)
-            if is_dataset and isinstance(node, Mapping) and not {"dataset", "datasets"} & set(node):
+            if is_dataset and node not in seen and not {"dataset", "datasets"} & set(node or ()):
+                seen.append(node)
                 yield where, node
 
 
@@ -341,11 +342,10 @@ def _explain(error: Exception) -> str:
         return str(error)
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     building = [f.f_locals for f in frames if f.f_code is registry.build_from_cfg.__code__]
-    local = building[-1] if building else {}  # of the innermost class
-    why = ""
-    if local.get("obj_cls") is not None and isinstance(error, TypeError):
+    local, why = building[-1] if building else {}, ""  # of the innermost class
+    if isinstance(error, TypeError) and "obj_cls" in local:
         why = _unknown_arguments(local["obj_cls"], local["args"])
-    elif isinstance(local.get("obj_type"), str) and local.get("obj_cls") is None:
+    elif isinstance(error, KeyError) and local.get("obj_cls", 0) is None:
         why = _unregistered(local["obj_type"], local["registry"])
     return why or in_one_line(error)
 

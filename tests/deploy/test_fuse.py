@@ -351,9 +351,7 @@ def test_a_broken_fold_writes_nothing(
     real = getattr(module, fold)
     broken = {
         # Off by a thousandth: far less than what shows in a picture.
-        "fold_rep_mixer": lambda block: folds.Kernel(
-            real(block).weight * 1.001, real(block).bias
-        ),
+        "fold_rep_mixer": lambda block: folds.Kernel(real(block).weight * 1.001, real(block).bias),
         "fold_bn": lambda bn: (real(bn)[0], real(bn)[1] * 1.001),
         "_fold_output_norms": lambda backbone, neck: [
             setattr(backbone, f"norm{i}", nn.Identity()) for i in backbone.out_indices
