@@ -24,8 +24,8 @@ from mutations import mutate_bytes, mutate_json
 from safetensors.torch import save_file
 from torch import nn
 
-from fastvit_dense.doctor.quiet import quiet
-from fastvit_dense.doctor.reading import Unread, read_all
+from fastvit_dense.doctor.data import Unread, read_all
+from fastvit_dense.doctor.preflight import quiet
 from fastvit_dense.engine.models import read_checkpoint
 from fastvit_dense.io.weights import read_content
 from fastvit_dense.synthetic.ade20k import write_ade20k

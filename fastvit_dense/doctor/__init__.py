@@ -1,1 +1,1 @@
-"""What ``tools/doctor.py`` says about a machine, a config, its data, and a checkpoint."""
+"""What ``tools/doctor.py`` checks of a machine, a config, its data and a checkpoint; and before a run."""

@@ -1,72 +1,84 @@
 """What tools/train.py and tools/test.py check before they write or log anything.
 
-The checks are the doctor's, as far as they take seconds: no image is opened. What is wrong is a ValueError
-of one line.
+It takes seconds: the model and the datasets' pipelines are built; no annotation is read, no image opened.
+What is wrong is a ValueError of one line. The doctor reports the same checks, and all that is wrong.
 """
 
 from __future__ import annotations
 
-import argparse
+import copy
+import difflib
+import inspect
+import io
+import logging
 import os
 import os.path as osp
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from logging.handlers import BufferingHandler
+from traceback import walk_tb
 from typing import Any
 
+import timm
+from mmengine import registry
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
+from ..backbone.fastvit import FastViT
+from ..backbone.pretrained import is_pretrained_cfg, load_pretrained
 from ..engine.config import override, read_config_file
 from ..engine.models import check_fits, read_checkpoint, unwrap
 from ..io.files import why_unwritable
-from .config_keys import TOP_LEVEL, check_keys, nearest
-from .config_parts import check_imports, check_parts, find_classes
-from .datasets import dataset_cfgs
-from .findings import ERROR, Finding
-from .model import build_model
-from .quiet import quiet
-from .weights import check_weights
+from ..io.weights import read_content, url_of
+from .report import ERROR, Diagnostic, in_one_line
 
-_SHOWN = 6  # keys in a message
-_TEXT_OR_NUMBER = {"loss_scale"}  # "dynamic"
-_ANY_KEY = {
-    "custom_keys",
-    "default_hooks",
-    "metainfo",
-}  # dicts to which users add keys of their own
-_TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper")
+# What is read at the top of a config, besides the arguments of mmengine's Runner.
+_TOP_LEVEL = {
+    "channels_last", "compile", "custom_imports", "find_unused_parameters", "load_strict",
+    "model_wrapper_cfg", "sync_bn", "tta_cfg", "tta_evaluator", "tta_model", "tta_pipeline",
+    *inspect.signature(Runner).parameters,
+}  # fmt: skip
+# Parts whose building would read data or open files, by dotted key: arguments are compared with signatures.
+_PARTS = {
+    r"(train|val|test)_cfg": registry.LOOPS,
+    r"optim_wrapper": registry.OPTIM_WRAPPERS,
+    r"optim_wrapper\.optimizer": registry.OPTIMIZERS,
+    r"param_scheduler(\.\d+)?": registry.PARAM_SCHEDULERS,
+    r"(default|custom)_hooks\.\w+": registry.HOOKS,
+    r"(val|test)_evaluator(\.\d+)?": registry.METRICS,
+    r"visualizer": registry.VISUALIZERS,
+}
+# Keys that mmengine takes out of a dict before it passes the others on.
+_TAKEN_OUT = {
+    "_scope_", "by_epoch", "constructor", "convert_to_iter_based", "dataset", "num_batch_per_epoch",
+    "paramwise_cfg", "priority", "type",
+}  # fmt: skip
 
 
 class KeyValues(DictAction):
     """``--cfg-options`` for argparse: mmengine's action, with an error for what it would misread."""
 
     def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
         """Add keys and values to the mapping."""
         for text in values:
             key, equals, value = text.partition("=")
+            expected = ""
             if not key or not equals:
-                parser.error(
-                    f"{option_string} {text}: expected KEY=VALUE without spaces around =, such as "
-                    "train_cfg.max_epochs=3"
-                )
-            if any(value.count(a) != value.count(b) for a, b in ("()", "[]")):
-                parser.error(
-                    f"{option_string} {text}: a bracket is open or closes nothing; expected a value such "
-                    'as "[(1,2),(3,4)]", in quotes for the shell'
-                )
-            if value.startswith(("dict(", "{")):
-                parser.error(
-                    f"{option_string} {text}: expected a number, text or list; set the keys of a dict one "
-                    f"by one, such as {key}.KEY=VALUE"
-                )
+                expected = "KEY=VALUE without spaces around =, such as train_cfg.max_epochs=3"
+            elif any(value.count(a) != value.count(b) for a, b in ("()", "[]")):
+                expected = 'each bracket to be closed, such as "[(1,2),(3,4)]" in quotes'
+            elif value.startswith(("dict(", "{")):
+                expected = f"a number, text or list; the keys of a dict one by one, {key}.KEY=VALUE"
+            if expected:
+                parser.error(f"{option_string} {text}: expected {expected}")
         super().__call__(parser, namespace, values, option_string)
 
 
@@ -83,38 +95,25 @@ def read_config(
     Args:
         path: the config file.
         options: ``--cfg-options`` as a mapping of dotted keys.
-        data_root: folder of the data in place of the config's, for all datasets and evaluators; printed
-            is what that changes. `options` prevail.
+        data_root: folder of the data in place of the config's, for all datasets and evaluators; what that
+            changes is printed. `options` prevail.
         work_dir, launcher: as of :func:`fastvit_dense.engine.config.load_config`.
 
     Raises:
-        FileNotFoundError: there is no such config.
-        ValueError: it cannot be read; an override names a key that nothing reads, or has text in place of
-            a number; no dataset has a folder to replace, or they have several.
+        FileNotFoundError: the config does not exist.
+        ValueError: it cannot be read; an override names a key that does not exist or that nothing reads,
+            or has text in place of a number; the datasets do not have one folder to replace.
     """
     cfg, options = read_config_file(path), dict(options or {})
     for key, value in options.items():
-        _refuse_variable(cfg, key, path)
-        _check_value(cfg, key, value)
+        _check_override(cfg, key, value, path)
     if data_root is not None:
         options = _moved(cfg, data_root, path) | options
-    cfg = override(cfg, path, options, work_dir=work_dir, launcher=launcher)
-    if options:
-        with quiet(), _scope_of(cfg):
-            list(check_imports(cfg))  # for it imports what is named
-            found = [
-                *check_keys(cfg, path), *check_parts(cfg), *check_parts(cfg, only="model")
-            ]  # fmt: skip
-        for finding in found:
-            where = re.sub(r"\[(\d+)\]", r".\1", finding.where)
-            for key in options:
-                if finding.level == ERROR and f"{key}.".startswith(f"{where}."):
-                    raise ValueError(f"--cfg-options {key}: {_in_a_line(finding)}")
-    return cfg
+    return override(cfg, path, options, work_dir=work_dir, launcher=launcher)
 
 
 def check_run(cfg: Config, *, train: bool, outputs: Mapping[str, str | None] | None = None) -> None:
-    """Refuse a run that could not begin: folders, data, weights, model and checkpoint.
+    """Refuse a run that could not begin: folders, data, classes and their arguments, weights, checkpoint.
 
     Args:
         cfg: with ``work_dir``, and ``load_from`` for a checkpoint.
@@ -122,110 +121,177 @@ def check_run(cfg: Config, *, train: bool, outputs: Mapping[str, str | None] | N
         outputs: folders to write to besides, by the option that names each; None: not given.
 
     Raises:
-        FileNotFoundError: a file or folder that the datasets name does not exist, all of them are listed;
-            there is no such checkpoint.
-        ValueError: a folder cannot be written; the config cannot be trained; the model cannot be built, or
-            its pretrained weights cannot be read; the checkpoint does not fit.
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: anything else.
     """
     for option, folder in {"--work-dir": cfg.work_dir, **(outputs or {})}.items():
         if folder is not None and (why := why_unwritable(folder)):
             raise ValueError(f"{option} {folder} {why}")
-    if train:
-        _refuse_for_training(cfg)
-    validated = ("val",) if cfg.get("val_cfg") is not None else ()
-    splits = ("train", *validated) if train else ("test",)
-    with quiet(), _scope_of(cfg):
-        _check_files(cfg, splits)
-        model = _build(cfg)
-        if train:
-            for finding in check_weights(cfg, model):
-                if finding.level == ERROR and finding.where != "load_from":
-                    raise ValueError(_in_a_line(finding))
+    needed = ["train_dataloader", "train_cfg", "optim_wrapper"] if train else []
+    if missing := [key for key in needed if not cfg.get(key)]:
+        raise ValueError(f"{cfg.filename} cannot be trained: it has no {', '.join(missing)}")
+    splits = ["train"] * train + ["val"] * (train and bool(cfg.get("val_cfg")))
+    with quiet():
+        registry.init_default_scope(cfg.get("default_scope") or "mmengine")
+        for found in check_parts(cfg, splits or ["test"], {}):
+            raise ValueError(str(found))
+        model = build_model(cfg)
+        if train and any(getattr(part, "deploy", False) for part in model.modules()):
+            raise ValueError(
+                f"{cfg.filename} is of a fused model, for inference: train the unfused one"
+            )
+        for found in check_weights(model) if train else ():
+            raise ValueError(str(found))
     if cfg.get("load_from") and cfg.get("load_strict", True):
         check_fits(unwrap(model), read_checkpoint(cfg.load_from))
 
 
-def _refuse_variable(cfg: Config, key: str, path: str) -> None:
-    """A name at the top of a config that was used to write other values has done its work."""
-    top, _, rest = key.partition(".")
-    if top not in cfg or top in TOP_LEVEL:
-        return
-    places = [
-        f"{place}.{rest}" if rest else place
-        for place, value in _nodes(cfg)
-        if _is_made_of(value, cfg[top], place.rpartition(".")[2], top)
-    ]
-    is_used = re.search(rf"\b{re.escape(top)}\b(?!\s*=[^=])", cfg.text or "")
-    if not places and not is_used:
-        return  # the user's own code may read it
-    cure = (
-        f"set {_some(places)}" if places else "set what it was used for, or write a config of yours"
-    )
-    if top == "data_root":
-        cure = f"--data-root FOLDER moves all of the data; or {cure}"
-    raise ValueError(
-        f"--cfg-options {key}: {top!r} is a variable of {path}, already used when the file was read, so "
-        f"that nothing would change: {cure}"
-    )
+def check_parts(
+    cfg: Config, splits: Sequence[str], datasets: dict[str, Any]
+) -> Iterator[Diagnostic]:
+    """Errors in what the run would build from a config, the model excepted: see :func:`build_model`.
+
+    Args:
+        cfg: the config; its modules are imported.
+        splits: of train, val and test.
+        datasets: gets those whose files exist, by dotted key; they have read no annotations yet.
+    """
+    problems = {
+        where: _mismatch(node, parts, where)
+        for where, node in _nodes(cfg)
+        for pattern, parts in _PARTS.items()
+        if isinstance(node, Mapping) and re.fullmatch(pattern, where)
+    }
+    for loader in (f"{split}_dataloader" for split in splits):
+        problems[loader] = _unknown_arguments(DataLoader, cfg.get(loader) or ())
+    taken = cfg.get("randomness") or ()
+    problems["randomness"] = _unknown_arguments(Runner.set_randomness, taken)
+    yield from (Diagnostic(ERROR, where, why) for where, why in problems.items() if why)
+    missing = []
+    for where, node in dataset_cfgs(cfg, splits):
+        try:
+            dataset = _build(registry.DATASETS, {**node, "lazy_init": True})
+        except ValueError as error:
+            yield Diagnostic(ERROR, where, str(error))
+            continue
+        absent = [f"{where}.{k} {path}" for k, path in _paths_of(dataset) if not osp.exists(path)]
+        missing += absent
+        if not absent:
+            datasets[where] = dataset
+    if missing:
+        what = f"data are missing (working directory {os.getcwd()}): {'; '.join(missing)}"
+        hint = "--data-root FOLDER if they are elsewhere; tools/sample_data.py renders sample data"
+        yield Diagnostic(ERROR, "", what, hint)
 
 
-def _is_made_of(value: Any, variable: Any, key: str, name: str) -> bool:
-    if type(value) is not type(variable) or variable in (None, "") or isinstance(value, bool):
-        return False
-    if isinstance(value, str) and "/" in variable:
-        return osp.normpath(value) == osp.normpath(variable) or value.startswith(
-            osp.join(variable, "")
-        )
-    if isinstance(value, int | float):  # 5 may be anything
-        return value == variable and name in key
-    return value == variable
+def check_weights(model: nn.Module) -> Iterator[Diagnostic]:
+    """Errors in the sources of pretrained weights, of which files are read and nothing is fetched.
+
+    Args:
+        model: built from the config.
+    """
+    for name, part in model.named_modules():
+        init_cfg: Any = getattr(part, "init_cfg", None)
+        if not is_pretrained_cfg(init_cfg):
+            continue
+        try:
+            _check_source(str(init_cfg["checkpoint"]), part)
+        except (ValueError, OSError) as error:
+            hint = f"--cfg-options model.{name}.init_cfg=None trains from scratch"
+            yield Diagnostic(ERROR, f"model.{name}.init_cfg.checkpoint", str(error), hint)
 
 
-def _check_value(cfg: Config, key: str, value: Any) -> None:
-    """Text in place of a number; a key beside a similar one, where any key is possible."""
-    node: Any = cfg
-    *parents, last = key.split(".")
-    for place, part in enumerate(parents):
-        node = _child(node, part)
-        following = [*parents, last][place + 1]
-        if isinstance(node, list | tuple) and following not in map(str, range(len(node))):
-            raise ValueError(
-                f"--cfg-options {key}: {'.'.join(parents[: place + 1])} is a list of {len(node)}: expected "
-                f"a number below that, from 0, got {following!r}"
-            )
-    old = _child(node, last)
-    if isinstance(value, str) and isinstance(old, int | float) and last not in _TEXT_OR_NUMBER:
-        expected = "True or False" if isinstance(old, bool) else "a number"
-        raise ValueError(
-            f"--cfg-options {key}={value}: expected {expected}, as the {old} it replaces"
-        )
-    if isinstance(node, Mapping) and last not in node and "type" not in node:
-        is_free = parents[-1] in _ANY_KEY or parents[-1].endswith("_dataloader")
-        if not is_free and (near := nearest(last, node)):
-            raise ValueError(
-                f"--cfg-options {key}: {'.'.join(parents)} has no {last!r}; did you mean {near!r}?"
-            )
+def build_model(cfg: Config) -> nn.Module:
+    """The config's model with random weights; a ValueError says what prevents it."""
+    top = {"data_preprocessor": cfg.data_preprocessor} if cfg.get("data_preprocessor") else {}
+    return _build(registry.MODELS, {**top, **cfg.model})
+
+
+def dataset_cfgs(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, Mapping]]:
+    """The datasets in the data loaders, each once and without wrappers, and their dotted keys."""
+    seen: list[Mapping] = []
+    for loader in (f"{split}_dataloader" for split in splits):
+        for where, node in _nodes(cfg.get(loader), loader):
+            is_dataset = re.fullmatch(r"\w+(\.dataset|\.datasets\.\d+)+", where)
+            if is_dataset and node not in seen and not {"dataset", "datasets"} & set(node or ()):
+                seen.append(node)
+                yield where, node
+
+
+def unknown_keys(given: Iterable[str], known: Iterable[str], reader: str) -> str:
+    """Which key `reader` does not know, and the nearest that it knows; empty if it knows all."""
+    known = sorted(known)
+    for key in given:
+        if key not in known:
+            near, some = _nearest(key, known), ", ".join(known[:20])
+            return f"{reader} knows no {key!r}; " + (f"did you mean {near!r}?" if near else some)
+    return ""
+
+
+@contextmanager
+def quiet() -> Iterator[list[logging.LogRecord]]:
+    """Suppress what is printed and warned of inside; warnings that are logged are collected."""
+    logger, collect = MMLogger.get_current_instance(), BufferingHandler(1_000_000)
+    collect.setLevel(logging.WARNING)
+    handlers, logger.handlers = logger.handlers, [collect]
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield collect.buffer
+    finally:
+        logger.handlers = handlers
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)), None)
+
+
+def _check_override(cfg: Config, key: str, value: Any, path: str) -> None:
+    """Raise if an override would have no effect, or has text in place of a number."""
+    top, *parts = key.split(".")
+    if top in cfg and top not in _TOP_LEVEL:
+        hint = "set the keys that it was used for, or edit the file"
+        if top == "data_root":
+            hint = "--data-root FOLDER moves the data"
+        why = f"is a variable of {path}, used up when the file was read: nothing would change"
+        raise ValueError(f"--cfg-options {key}: {top!r} {why}; {hint}")
+    node: Any = cfg.get(top)
+    here = top
+    for depth, part in enumerate(parts):
+        if not isinstance(node, Mapping | list | tuple):
+            break  # merging refuses it
+        is_list = not isinstance(node, Mapping)
+        known = [str(i) for i in range(len(node))] if is_list else list(node)
+        if part not in known:
+            # What a class takes is compared with its signature, once all overrides are in.
+            is_inner = depth > 0 and depth < len(parts) - 1
+            if is_list or ("type" not in node and (is_inner or _nearest(part, known))):
+                raise ValueError(f"--cfg-options {key}: {unknown_keys([part], known, here)}")
+            return
+        key_or_place: Any = int(part) if is_list else part
+        node, here = node[key_or_place], f"{here}.{part}"
+    is_number = isinstance(node, int | float) and parts[-1:] != ["loss_scale"]  # or "dynamic"
+    if isinstance(value, str) and is_number:
+        expected = "True or False" if isinstance(node, bool) else "a number"
+        raise ValueError(f"--cfg-options {key}={value}: expected {expected}, as the {node} there")
 
 
 def _moved(cfg: Config, folder: str, path: str) -> dict[str, str]:
     """What in a config lies in the datasets' folder, moved to another: dotted keys and new paths."""
-    roots = sorted(
-        {osp.normpath(d["data_root"]) for _, d in dataset_cfgs(cfg) if d.get("data_root")}
-    )
+    datasets = [node for _, node in dataset_cfgs(cfg, ["train", "val", "test"])]
+    roots = {osp.normpath(node["data_root"]) for node in datasets if node.get("data_root")}
     if len(roots) != 1:
-        places = [f"{where}.data_root" for where, _ in dataset_cfgs(cfg)]
-        found = f"they have {' and '.join(roots)}" if roots else "none has"
         raise ValueError(
-            f"--data-root: expected one data_root of all datasets of {path}, {found}; set "
-            f"{_some(places) or 'their paths'} by --cfg-options"
+            f"--data-root: expected one data_root of all datasets of {path}, found "
+            f"{' and '.join(sorted(roots)) or 'none'}; set each by --cfg-options"
         )
     (root,) = roots
     moved = {}
     for key, value in _nodes(cfg):
         if isinstance(value, str) and re.match(r"\w+_(dataloader|evaluator|pipeline)\.", key):
-            inside = osp.join(osp.normpath(value), "").partition(osp.join(root, ""))
-            if not inside[0] and inside[1]:
-                moved[key] = osp.normpath(osp.join(folder, inside[2]))
+            before, _, inside = osp.join(osp.normpath(value), "").partition(osp.join(root, ""))
+            if not before:
+                moved[key] = osp.normpath(osp.join(folder, inside))
     if os.environ.get("RANK", "0") == "0":
         print(f"--data-root: {folder} in place of {root} in {', '.join(moved)}")
     return moved
@@ -237,85 +303,84 @@ def _nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, list | tuple):
         items = enumerate(node)
     for key, value in items:
-        if path or key in TOP_LEVEL:
+        if path or key in _TOP_LEVEL:
             here = f"{path}.{key}" if path else str(key)
             yield here, value
             yield from _nodes(value, here)
 
 
-def _child(node: Any, key: str) -> Any:
-    if isinstance(node, Mapping | Config):
-        return node.get(key)
-    return node[int(key)] if isinstance(node, list | tuple) else None
+def _mismatch(node: Mapping, parts: registry.Registry, where: str) -> str:
+    """Why no class could be built from a dict; empty if one can."""
+    loop = "EpochBasedTrainLoop" if node.get("by_epoch", True) else "IterBasedTrainLoop"
+    kind = node.get("type", {"train_cfg": loop, "optim_wrapper": "OptimWrapper"}.get(where))
+    if kind is None:
+        return "has no type: is the name misspelt?" if "hooks" in where else ""
+    with parts.switch_scope_and_registry(None) as scoped:
+        found = scoped.get(kind) if isinstance(kind, str) else kind
+        return _unknown_arguments(found, node) if found else _unregistered(kind, scoped)
 
 
-def _refuse_for_training(cfg: Config) -> None:
-    name = cfg.filename
-    if ((cfg.get("model") or {}).get("backbone") or {}).get("deploy"):
-        raise ValueError(
-            f"{name} describes a fused model, which is for inference: train with the config that it was "
-            "made from (its first line names it), and fuse again"
-        )
-    missing = [key for key in _TRAINING if cfg.get(key) is None]
-    if missing:
-        raise ValueError(f"{name} cannot be trained: it has no {', '.join(missing)}")
+def _check_source(source: str, part: nn.Module) -> None:
+    """Raise if weights do not exist or do not fit, as far as that shows without fetching anything."""
+    url, model = url_of(source), source.removeprefix("timm://")
+    if model != source and (why := unknown_keys([model], timm.list_pretrained(), "timm")):
+        raise ValueError(why)
+    if "://" not in url:
+        load_pretrained(part, url) if isinstance(part, FastViT) else read_content(url)
 
 
-def _check_files(cfg: Config, splits: Sequence[str]) -> None:
-    """Raise where files or folders of datasets do not exist, with all of them."""
-    missing = [
-        f"{where}.{key} {path}"
-        for where, dataset in dataset_cfgs(cfg)
-        if where.partition("_")[0] in splits
-        for key, path in _paths_of(dataset)
-        if not osp.exists(path)
-    ]
-    if missing:
-        raise FileNotFoundError(
-            f"data are missing (working directory {os.getcwd()}): {'; '.join(missing)}. Where they lie "
-            "elsewhere: --data-root FOLDER; sample data: tools/sample_data.py"
-        )
-
-
-def _paths_of(dataset: Mapping) -> Iterator[tuple[str, str]]:
-    """Files and folders on this machine that a dataset of mmengine's kind reads, with their keys."""
-    kind = next(iter(find_classes(dataset.get("type"), DATASETS)), None)
-    if not isinstance(kind, type) or not issubclass(kind, BaseDataset):
-        return
-    root = str(dataset.get("data_root") or "")
-    prefix = dataset.get("data_prefix") or {}
-    named = {"ann_file": dataset.get("ann_file")}
-    named |= {f"data_prefix.{key}": value for key, value in prefix.items()}
-    if kind.__name__ == "FreiHAND":  # its files have fixed names
-        split = dataset.get("split", "training")
-        named = {"data_root": f"{split}_K.json", "split": f"{split}/rgb"}
-    if dataset.get("backend_args") or "://" in root:
-        return
-    for key, value in named.items():
-        if value and isinstance(value, str) and "://" not in value:
-            yield key, osp.join(root, value)
-
-
-def _build(cfg: Config) -> nn.Module:
-    """The model; where it cannot be built, the reason is what is wrong in its config, if that is found."""
+def _build(parts: registry.Registry, node: Mapping) -> Any:
     try:
-        return build_model(cfg)
+        return parts.build(copy.deepcopy(node))
     except Exception as error:
-        reasons = [f for f in check_parts(cfg, only="model") if f.level == ERROR]
-        if not reasons:
-            raise
-        raise ValueError(_in_a_line(reasons[0])) from error
+        raise ValueError(_explain(error)) from error
 
 
-def _scope_of(cfg: Config) -> Any:
-    return DefaultScope.overwrite_default_scope(cfg.get("default_scope") or "mmengine")
+def _explain(error: Exception) -> str:
+    """Why a registry could not build something: its own message, or the name that it does not know."""
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    building = [f.f_locals for f in frames if f.f_code is registry.build_from_cfg.__code__]
+    local, why = building[-1] if building else {}, ""  # of the innermost class
+    if isinstance(error, TypeError) and "obj_cls" in local:
+        why = _unknown_arguments(local["obj_cls"], local["args"])
+    elif isinstance(error, KeyError) and local.get("obj_cls", 0) is None:
+        why = _unregistered(local["obj_type"], local["registry"])
+    return why or in_one_line(error)
 
 
-def _in_a_line(finding: Finding) -> str:
-    where = f"{finding.where}: " if finding.where else ""
-    return f"{where}{finding.what}" + (f"; {finding.cure}" if finding.cure else "")
+def _unknown_arguments(kind: Any, given: Iterable[str]) -> str:
+    """Which argument a class does not take; those that it passes on are its base classes'."""
+    functions = [kind]
+    if inspect.isclass(kind):
+        functions = [vars(c)["__init__"] for c in kind.__mro__[:-1] if "__init__" in vars(c)]
+    known: set[str] = set()
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        known |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    else:  # it passes on anything: only what is nearly known is misspelt
+        given = [key for key in given if _nearest(key, known)]
+    return unknown_keys(given, (known | _TAKEN_OUT) - {"self"}, kind.__name__)
 
 
-def _some(places: Sequence[str]) -> str:
-    more = len(places) - _SHOWN
-    return ", ".join(places[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _unregistered(name: str, scoped: registry.Registry) -> str:
+    """What to say of the name of a class that nobody registered."""
+    known = {*scoped.module_dict, *(scoped.parent.module_dict if scoped.parent else ())}
+    near = _nearest(name.rpartition(".")[2], known)
+    hint = f"did you mean {near!r}?" if near else "does custom_imports name the module it is in?"
+    return f"no {scoped.name} is registered as {name!r}; {hint}"
+
+
+def _paths_of(dataset: Any) -> Iterator[tuple[str, str]]:
+    """Files and folders on this machine that a dataset of mmengine's kind reads, by the key of each."""
+    if not isinstance(dataset, BaseDataset) or getattr(dataset, "backend_args", None):
+        return
+    named = {f"data_prefix.{k}": v for k, v in dataset.data_prefix.items()}
+    named["ann_file"] = dataset.ann_file
+    if type(dataset).__module__.startswith("fastvit_dense.hand"):  # its files have fixed names
+        named = {"data_root": osp.join(dataset.data_root, f"{dataset.split}_K.json")}
+        named["split"] = osp.join(dataset.data_root, f"{dataset.split}/rgb")
+    yield from ((k, v) for k, v in named.items() if isinstance(v, str) and v and "://" not in v)

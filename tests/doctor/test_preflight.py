@@ -59,22 +59,21 @@ def at(cfg: Config, key: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "word"),
     [
-        ("train_cfg.max_epochs", "train_cfg.max_epochs: expected KEY=VALUE"),
-        ("=3", "expected KEY=VALUE"),
-        ("scale=[(1,2),(3,4)", "a bracket is open"),
-        ("scale=1,2)", "a bracket is open or closes nothing"),
-        ("scale=[1", "a bracket is open"),
-        ("optim_wrapper.clip_grad=dict(max_norm=1)", "one by one, such as optim_wrapper.clip_grad.KEY"),
+        ("train_cfg.max_epochs", "KEY=VALUE"),
+        ("=3", "KEY=VALUE"),
+        ("scale=[(1,2),(3,4)", "bracket"),
+        ("scale=1,2)", "bracket"),
+        ("optim_wrapper.clip_grad=dict(max_norm=1)", "optim_wrapper.clip_grad.KEY"),
     ],
-)  # fmt: skip
-def test_options_that_cannot_be_parsed(text: str, message: str, capsys: Any) -> None:
+)
+def test_options_that_cannot_be_parsed(text: str, word: str, capsys: Any) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg-options", nargs="+", action=KeyValues)
     with pytest.raises(SystemExit) as error:
         parser.parse_args(["--cfg-options", text])
-    assert error.value.code == 2 and message in capsys.readouterr().err
+    assert error.value.code == 2 and word in capsys.readouterr().err
     options = parser.parse_args(["--cfg-options", "a.b=[(1,2),(3,4)]", "c=x"]).cfg_options
     assert options == {"a.b": [(1, 2), (3, 4)], "c": "x"}
 
@@ -82,32 +81,11 @@ def test_options_that_cannot_be_parsed(text: str, message: str, capsys: Any) -> 
 # --- variables, and the folder of the data
 
 
-@pytest.mark.parametrize(
-    ("config", "key", "keys"),
-    [
-        (DET, "data_root", [*DATASETS, *EVALUATORS]),
-        (SEG, "data_root", DATASETS),
-        (HAND, "data_root", DATASETS),
-        (DET, "num_classes", ["model.roi_head.bbox_head.num_classes", "model.roi_head.mask_head.num_cla"]),
-        (SEG, "crop_size", ["model.data_preprocessor.size", "dataset.pipeline.4.crop_size"]),
-        (DET, "test_pipeline.3.scale", ["test_dataloader.dataset.pipeline.3.scale"]),
-    ],
-)  # fmt: skip
-def test_variables_are_refused_with_the_keys_that_work(
-    config: str, key: str, keys: list[str], flat: dict
-) -> None:
-    with pytest.raises(ValueError, match=f"--cfg-options {key}: .*is a variable of") as error:
-        read_config(flat[config], {key: "elsewhere"})
-    for expected in keys:
-        assert expected in str(error.value)
+@pytest.mark.parametrize("key", ["data_root", "num_classes", "test_pipeline.3.scale"])
+def test_variables_are_refused(key: str, flat: dict) -> None:
+    with pytest.raises(ValueError, match=f"--cfg-options {key}: .*variable") as error:
+        read_config(flat[DET], {key: "elsewhere"})
     assert ("--data-root FOLDER" in str(error.value)) == (key == "data_root")
-
-
-def test_variables_without_a_trace_and_keys_of_ones_own(plain: Any) -> None:
-    path = plain("steps = 6\ntrain_cfg = dict(max_iters=steps * 10)\nmine = 7\n")
-    with pytest.raises(ValueError, match="'steps' is a variable .* write a config of yours"):
-        read_config(path, {"steps": 7})
-    assert read_config(path, {"mine": 8}).mine == 8
 
 
 @pytest.mark.parametrize(
@@ -139,11 +117,9 @@ def test_options_prevail_over_the_folder_of_the_data() -> None:
 def test_data_elsewhere_where_it_is_not_clear_what_that_means(plain: Any) -> None:
     loader = "{0}_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=[{1}]))\n"
     several = loader.format("train", "dict(data_root='a'), dict(data_root='b/c/')")
-    with pytest.raises(
-        ValueError, match="they have a and b/c; set .*datasets.0..data_root, train_"
-    ):
+    with pytest.raises(ValueError, match="found a and b/c"):
         read_config(plain(several), data_root="x")
-    with pytest.raises(ValueError, match="expected one data_root .*, none has"):
+    with pytest.raises(ValueError, match="found none"):
         read_config(plain(loader.format("train", "dict(ann_file='a/b.json')")), data_root="x")
     same = loader.format(
         "train", "dict(data_root='a', img='a/b'), dict(data_root='a/', img='ab/c')"
@@ -159,31 +135,54 @@ def test_data_elsewhere_where_it_is_not_clear_what_that_means(plain: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("key", "message"),
+    ("key", "near"),
     [
-        ("train_dataloader.batchsize", "did you mean 'batch_size'"),
-        ("train_dataloader.datset.data_root", "did you mean 'dataset'"),
-        ("train_dataloader.dataset.data_rot", "did you mean 'data_root'"),
-        ("model.backbone.archh", "FastViT reads no 'archh'; did you mean 'arch'"),
-        ("model.backbonee.arch", "did you mean 'backbone'"),
-        ("model.test_cfg.rcnn.score_th", "model.test_cfg.rcnn has no 'score_th'; did you mean 'score_thr'"),
-        ("train_cfg.max_epoch", "did you mean 'max_epochs'"),
-        ("optim_wrapper.optimiser.lr", "did you mean 'optimizer'"),
-        ("optim_wrapper.optimizer.weight_deca", "did you mean 'weight_decay'"),
-        ("default_hooks.checkpiont.interval", "did you mean 'checkpoint'"),
-        ("param_scheduler.0.start_facto", "did you mean 'start_factor'"),
-        ("param_scheduler.7.end", "param_scheduler is a list of 2: expected a number .* got '7'"),
-        ("randomness.sed", "did you mean 'seed'"),
-        ("train_cfg.max_epochs.more", "--cfg-options: .*max_epochs"),
+        ("train_dataloader.batchsize", "batch_size"),
+        ("train_dataloader.dataset.data_rot", "data_root"),
+        ("train_dataloader.dataset.pipeline.3.scal", "scale"),
+        ("model.backbone.archh", "arch"),
+        ("model.backbonee.arch", "backbone"),
+        ("model.test_cfg.rcnn.score_th", "score_thr"),
+        ("model.train_cfg.rcn.x", "rcnn"),
+        ("modle.backbone.arch", "model"),
+        ("train_cfg.max_epoch", "max_epochs"),
+        ("optim_wrapper.optimiser.lr", "optimizer"),
+        ("optim_wrapper.optimizer.weight_deca", "weight_decay"),
+        ("default_hooks.checkpiont.interval", "checkpoint"),
+        ("default_hooks.checkpoint.intervall", "interval"),
+        ("param_scheduler.0.start_facto", "start_factor"),
+        ("param_scheduler.7.end", "0, 1"),
+        ("val_evaluator.metrics", "metric"),
+        ("randomness.sed", "seed"),
+        ("train_cfg.max_epochs.more", "max_epochs"),
     ],
-)  # fmt: skip
-def test_misspelt_keys(key: str, message: str, flat: dict) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        read_config(flat[DET], {key: 1})
+)
+def test_misspelt_keys(key: str, near: str, runs: Any) -> None:
+    with pytest.raises(ValueError, match=near) as error:
+        runs(DET, {key: 1})
     assert "\n" not in str(error.value)
 
 
-def test_new_keys_that_are_read(flat: dict) -> None:
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("model.backbone.type", "FastViT"),
+        ("model.neck.type", "FPN"),
+        ("train_dataloader.dataset.type", "CheckedCocoDataset"),
+        ("train_dataloader.dataset.pipeline.3.type", "Resize"),
+        ("train_cfg.type", "EpochBasedTrainLoop"),
+        ("optim_wrapper.optimizer.type", "AdamW"),
+        ("param_scheduler.1.type", "CosineAnnealingLR"),
+        ("default_hooks.checkpoint.type", "CheckpointHook"),
+    ],
+)
+def test_misspelt_types(key: str, near: str, runs: Any) -> None:
+    misspelt = near[:-2] + near[-1] if len(near) > 4 else near + "s"
+    with pytest.raises(ValueError, match=f"did you mean '{near}'"):
+        runs(DET, {key: misspelt})
+
+
+def test_new_keys_that_are_read(runs: Any) -> None:
     options = {
         "optim_wrapper.clip_grad.max_norm": 1,
         "optim_wrapper.accumulative_counts": 2,
@@ -194,25 +193,22 @@ def test_new_keys_that_are_read(flat: dict) -> None:
         "train_dataloader.prefetch_factor": 4,
         "train_dataloader.dataset.indices": 8,
         "param_scheduler.0.verbose": False,
-        "load_from": "x.pth",
         "load_strict": False,
         "randomness.deterministic": True,
     }
-    cfg = read_config(flat[DET], options)
-    assert cfg.optim_wrapper.clip_grad.max_norm == 1 and cfg.model.backbone.with_cp
-    assert cfg.default_hooks.ema.type == "EMAHook" and not cfg.load_strict
+    runs(DET, options)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value", "expected"),
     [
-        ("train_cfg.max_epochs", "three", "max_epochs=three: expected a number, as the 14 it replaces"),
-        ("optim_wrapper.optimizer.lr", "1e-3x", "expected a number"),
-        ("auto_scale_lr.enable", "yes", "expected True or False"),
+        ("train_cfg.max_epochs", "three", "a number"),
+        ("optim_wrapper.optimizer.lr", "1e-3x", "a number"),
+        ("auto_scale_lr.enable", "yes", "True or False"),
     ],
-)  # fmt: skip
-def test_text_for_a_number(key: str, value: str, message: str, flat: dict) -> None:
-    with pytest.raises(ValueError, match=message):
+)
+def test_text_for_a_number(key: str, value: str, expected: str, flat: dict) -> None:
+    with pytest.raises(ValueError, match=f"{key}={value}: expected {expected}"):
         read_config(flat[DET], {key: value})
 
 
@@ -276,7 +272,7 @@ def test_nothing_is_wrong(config: str, train: bool, runs: Any) -> None:
 def test_missing_data_are_all_named(
     config: str, train: bool, missing: list[str], runs: Any
 ) -> None:
-    with pytest.raises(FileNotFoundError, match="data are missing .*--data-root FOLDER") as error:
+    with pytest.raises(ValueError, match="missing .*--data-root FOLDER") as error:
         runs(config, data_root="none", train=train)
     assert all(part in str(error.value) for part in missing)
     assert ("train_dataloader" in str(error.value)) == train
@@ -292,19 +288,17 @@ def test_data_that_are_not_used_may_be_missing(runs: Any) -> None:
 
 def test_folders_that_cannot_be_written(runs: Any) -> None:
     Path("file").touch()
-    with pytest.raises(
-        ValueError, match="--work-dir file/deep cannot be written: .*/file is a file"
-    ):
+    with pytest.raises(ValueError, match="--work-dir file/deep .*file is a file"):
         runs(DET, work_dir="file/deep")
-    with pytest.raises(ValueError, match="--show-dir file cannot be written"):
+    with pytest.raises(ValueError, match="--show-dir file"):
         runs(DET, outputs={"--out": None, "--show-dir": "file"})
 
 
 def test_configs_that_cannot_be_trained(runs: Any) -> None:
-    with pytest.raises(ValueError, match="describes a fused model, which is for inference"):
+    with pytest.raises(ValueError, match="fused"):
         runs(DET, {"model.backbone.deploy": True})
     none = dict.fromkeys(["optim_wrapper", "param_scheduler"])
-    with pytest.raises(ValueError, match="cannot be trained: it has no optim_wrapper$"):
+    with pytest.raises(ValueError, match="no optim_wrapper"):
         runs(DET, none)
     runs(DET, {"optim_wrapper": None, "model.backbone.deploy": True}, train=False)
 
@@ -312,9 +306,9 @@ def test_configs_that_cannot_be_trained(runs: Any) -> None:
 def test_models_that_cannot_be_built(runs: Any, flat: dict, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "config.py"
     path.write_text(f"_base_ = {flat[DET]!r}\nmodel = dict(neck=dict(in_channel=3))\n")
-    with pytest.raises(ValueError, match="model.neck.in_channel: FPN reads no 'in_channel'"):
+    with pytest.raises(ValueError, match="FPN knows no 'in_channel'; did you mean 'in_channels'"):
         runs(str(path), data_root=str(data / "shapes"))
-    with pytest.raises(FileNotFoundError, match="MANO file none.pkl|none.pkl does not exist"):
+    with pytest.raises(ValueError, match="none.pkl"):
         runs(HAND, {"model.head.mano": "none.pkl"})
 
 
@@ -322,32 +316,32 @@ def test_pretrained_weights(runs: Any, flat: dict, data: Path) -> None:
     key, root = "model.backbone.init_cfg.checkpoint", str(data / "shapes")
     weights = "init_cfg=dict(type='Pretrained', checkpoint='none.pth')"
     Path("config.py").write_text(Path(flat[DET]).read_text().replace("init_cfg=None", weights, 1))
-    with pytest.raises(ValueError, match=f"{key}: none.pth does not exist"):
+    with pytest.raises(ValueError, match=f"{key}: .*none.pth.* does not exist"):
         runs("config.py", data_root=root)
     Path("damaged.pth").write_bytes(b"PK\3\4")
-    with pytest.raises(ValueError, match="damaged.pth cannot be read"):
+    with pytest.raises(ValueError, match="damaged.pth"):
         runs("config.py", {key: "damaged.pth"}, data_root=root)
     runs("config.py", data_root=root, train=False)  # which replaces them
 
 
 def test_checkpoints(runs: Any) -> None:
-    with pytest.raises(FileNotFoundError, match="checkpoint 'none.pth' does not exist"):
+    with pytest.raises(FileNotFoundError, match="none.pth"):
         runs(DET, {"load_from": "none.pth"}, train=False)
     Path("x.py").write_text("a = 1\n")
-    with pytest.raises(ValueError, match="'x.py' is a config: the config comes first"):
+    with pytest.raises(ValueError, match="x.py.* is a config"):
         runs(DET, {"load_from": "x.py"}, train=False)
     torch.save({"state_dict": {"neck.x": torch.zeros(1)}}, "x.pth")
-    with pytest.raises(ValueError, match="does not fit this config: .* tensors missing"):
+    with pytest.raises(ValueError, match="tensors missing"):
         runs(DET, {"load_from": "x.pth"})
     runs(DET, {"load_from": "x.pth", "load_strict": False})
 
 
 def test_swapped(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="x.pth' is no config file .*config comes first"):
+    with pytest.raises(ValueError, match="x.pth"):
         read_config(str(tmp_path / "x.pth"))
     (tmp_path / "x.py").write_text("a = (\n")
-    with pytest.raises(ValueError, match="x.py' cannot be read: .*never closed"):
+    with pytest.raises(ValueError, match="x.py.*never closed"):
         read_config(str(tmp_path / "x.py"))
 
 

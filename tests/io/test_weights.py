@@ -21,7 +21,6 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, randomise
-from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, load_checkpoint
@@ -32,7 +31,6 @@ from toy_training import write_config
 
 from fastvit_dense import FastViT
 from fastvit_dense.backbone.pretrained import load_pretrained
-from fastvit_dense.doctor.weights import check_weights
 from fastvit_dense.engine.config import load_config
 from fastvit_dense.engine.models import read_checkpoint
 from fastvit_dense.engine.runner import Runner
@@ -268,25 +266,6 @@ def test_names_stand_for_urls(site: Site) -> None:
     assert url == "https://download.pytorch.org/models/resnet50-0676ba61.pth"
     assert cached_path(url) == Path(torch.hub.get_dir(), "checkpoints/resnet50-0676ba61.pth")
     assert url_of("timm://fastvit_t8.apple_in1k") == "timm://fastvit_t8.apple_in1k"
-
-
-def test_doctor_looks_where_they_are_kept(site: Site) -> None:
-    url = site.put("/a/model.safetensors", {"a": torch.ones(1)})
-
-    def said(checkpoint: str) -> str:
-        cfg = Config(dict(model=dict(init_cfg=dict(type="Pretrained", checkpoint=checkpoint))))
-        (finding,) = check_weights(cfg, nn.Linear(1, 1))
-        return f"{finding.level}: {finding.what}"
-
-    assert said(url).startswith(
-        f"warning: {url} is not in the cache: the first run fetches it from"
-    )
-    assert "resnet50-0676ba61.pth" in said("torchvision://resnet50")
-    assert "error: torchvision://resnet05: torchvision:// has no" in said("torchvision://resnet05")
-    cached_path(url).parent.mkdir(parents=True)
-    cached_path(url).touch()
-    assert said(url) == f"ok: {url} is in the cache of this machine"
-    assert not site.sent
 
 
 @pytest.mark.parametrize("format", ["zip", "legacy", "safetensors"])
