@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..backbone.reparameterize import reparameterize
 from ..engine.config import load_config
-from ..engine.models import load_whole, read_checkpoint
+from ..engine.models import load_strict, read_checkpoint
 from .timing import interleave
 
 PARTS = ("preprocessing", "backbone", "neck", "heads", "post-processing")
@@ -195,7 +195,7 @@ def build(config: str, *, checkpoint: str | None = None) -> Any:
     model = MODELS.build(cfg.model)
     if checkpoint is not None:
         state_dict = read_checkpoint(checkpoint)["state_dict"]
-        load_whole(model, state_dict, checkpoint=checkpoint, config=config)
+        load_strict(model, state_dict, checkpoint=checkpoint, config=config)
     model.cfg = cfg
     return model.eval()
 

@@ -21,7 +21,7 @@ from ..backbone.fastvit import FastViT
 from ..backbone.pretrained import load_pretrained
 from ..backbone.reparameterize import reparameterize, split_patch_embeddings
 from ..engine.config import load_config
-from ..engine.models import load_whole, read_checkpoint
+from ..engine.models import load_strict, read_checkpoint
 from .compare import randomise_statistics
 from .formats import (
     DEFAULT_OPSET,
@@ -258,7 +258,7 @@ def _move(aside: Path, target: Path) -> None:
 def _load(model: nn.Module, checkpoint: str) -> Sequence[str]:
     """Load all weights; returns the classes that the checkpoint names."""
     content = read_checkpoint(checkpoint)
-    load_whole(model, content["state_dict"], checkpoint=checkpoint)
+    load_strict(model, content["state_dict"], checkpoint=checkpoint)
     return ((content.get("meta") or {}).get("dataset_meta") or {}).get("classes") or ()
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from ..backbone.fastvit import FastViT, stages_with_norm
 from ..backbone.reparameterize import reparameterize
 from ..engine.config import load_config
-from ..engine.models import count_parameters, load_whole, misfits, read_checkpoint
+from ..engine.models import count_parameters, load_strict, mismatched_keys, read_checkpoint
 from .compare import PROPOSALS, Error, compare, table
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -187,7 +187,7 @@ def _load(cfg: Config, state_dict: Mapping, *, config: str, checkpoint: str) -> 
         )
     if backbone.deploy:
         raise ValueError(f"{config} describes a fused model: there is nothing to reparameterize")
-    load_whole(model, state_dict, checkpoint=checkpoint, config=config)
+    load_strict(model, state_dict, checkpoint=checkpoint, config=config)
     return model
 
 
@@ -196,7 +196,7 @@ def _fuse(model: nn.Module, cfg: Config) -> tuple[nn.Module, dict[str, bool], Co
     for folds in FOLDS:
         fused = reparameterize(model, **folds)
         fused_cfg = _fused_config(cfg, model, fused)
-        problems, _ = misfits(_build(fused_cfg).state_dict(), fused.state_dict())
+        problems, _ = mismatched_keys(_build(fused_cfg).state_dict(), fused.state_dict())
         if not problems:
             return fused, folds, fused_cfg
     raise ValueError(

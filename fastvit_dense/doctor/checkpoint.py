@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbone.fastvit import FastViT, refuse_other_structures
-from ..backbone.pretrained import load_pretrained, recognise
-from ..engine.models import misfits, without_prefix
+from ..backbone.pretrained import detect_format, load_pretrained
+from ..engine.models import mismatched_keys, without_prefix
 from ..io.weights import read_content
 from .findings import ERROR, OK, WARNING, Finding
 
@@ -58,12 +58,12 @@ def check_checkpoint(
         return
     yield from _check_finite(tensors)
     try:
-        found = recognise(tensors, checkpoint=path)
+        found = detect_format(tensors, checkpoint=path)
     except ValueError as error:
         yield Finding(WARNING, "", str(error), "is it a checkpoint of another model?")
         found = None
     if found and not found.prefix:
-        yield from _check_backbone(path, found.family, found.arch, model)
+        yield from _check_backbone(path, found.format, found.arch, model)
     elif model is not None:
         yield from _check_fits(tensors, model)
         trained_on = tuple((_meta(content).get("dataset_meta") or {}).get("classes") or ())
@@ -158,7 +158,7 @@ def _check_backbone(
         OK,
         "model.backbone",
         f"{len(report.loaded)} tensors would load, {len(report.left_out)} be left out (classifier), "
-        f"{len(report.new)} begin anew (output norms)",
+        f"{len(report.new)} are new (output norms)",
     )
 
 
@@ -169,7 +169,7 @@ def _check_fits(tensors: Mapping[str, Tensor], model: nn.Module) -> Iterator[Fin
         yield Finding(ERROR, "model", str(error))
         return
     wanted = model.state_dict()
-    problems, fits = misfits(wanted, tensors)
+    problems, fits = mismatched_keys(wanted, tensors)
     if problems:
         what = f"{fits} of the model's {len(wanted)} tensors would load; {'; '.join(problems)}"
         yield Finding(ERROR, "model", what, _OTHER_CONFIG)

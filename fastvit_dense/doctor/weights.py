@@ -126,7 +126,7 @@ def _check_file(where: str, path: str, part: nn.Module | None, turn_off: str) ->
         yield Finding(
             OK,
             where,
-            f"{path} ({report.family}) fits: {len(report.loaded)} tensors, {len(report.left_out)} left out",
+            f"{path} ({report.format}) fits: {len(report.loaded)} tensors, {len(report.left_out)} left out",
         )
         return
     yield Finding(OK, where, f"{path} is there")

@@ -20,7 +20,7 @@ from ..compat import mmcv_ops
 from ..io.files import atomic_write, remove_unfinished
 from .config import _LAUNCHERS, batch_message
 from .hooks import CheckpointFits, SafeCheckpointHook, ValidateRankZero
-from .models import parts_are_welcome
+from .models import partial_loading
 from .preemption import StopOnNaN, StopOnSignal, outlast_signals, workers_ended
 from .resume import ResumableEpochs, ResumableIterations, ResumePoint, find_checkpoint
 
@@ -103,7 +103,7 @@ class Runner(MMEngineRunner):
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         """Load a checkpoint of plain data, with errors that name the file; see CheckpointFits."""
         try:
-            with parts_are_welcome():  # CheckpointFits has the say
+            with partial_loading():  # CheckpointFits has the say
                 content = super().load_checkpoint(filename, *args, **kwargs)
         except (ValueError, OSError):
             raise

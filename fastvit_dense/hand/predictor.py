@@ -20,7 +20,7 @@ from torch import Tensor
 from ..backbone.reparameterize import reparameterize, split_patch_embeddings
 from ..engine.config import load_config, read_stored_config
 from ..engine.devices import check_device
-from ..engine.models import load_whole, read_checkpoint
+from ..engine.models import load_strict, read_checkpoint
 from .geometry import (
     CROP_SIZE,
     frame_hand,
@@ -254,7 +254,7 @@ def load_hand_model(
         _say_if_other_hand(model_cfg.head.get("mano"), mano, checkpoint)
         model_cfg.head.mano = mano
     model = build_hand_model(cfg)
-    load_whole(model, content["state_dict"], checkpoint=checkpoint, config=name)
+    load_strict(model, content["state_dict"], checkpoint=checkpoint, config=name)
     return model
 
 

@@ -16,7 +16,7 @@ import re
 import ssl
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,6 +67,35 @@ def read_content(checkpoint: str, *, map_location: Any = "cpu") -> Any:
         ValueError: it cannot be read, or holds code; there is no such name.
     """
     return CheckpointLoader.load_checkpoint(checkpoint, map_location, logger="silent")
+
+
+def mismatched_keys(
+    wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> tuple[list[str], int]:
+    """What keeps a checkpoint's tensors from being a model's; BatchNorm's counters may be missing.
+
+    Args:
+        wanted: the model's state dict.
+        given: the checkpoint's.
+
+    Returns:
+        A phrase for each kind of difference (missing, unexpected, of another shape) with examples, and
+        the number of the model's tensors that the checkpoint supplies.
+    """
+    missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in given if k not in wanted]
+    misshapen = [
+        f"{k} {tuple(given[k].shape)}, in the model {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in given and given[k].shape != v.shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    problems = [
+        f"{len(keys)} tensors {what} ({'; '.join(keys[:3])}{'; ...' if len(keys) > 3 else ''})"
+        for what, keys in kinds.items()
+        if keys
+    ]
+    return problems, len(wanted) - len(missing) - len(misshapen)
 
 
 def url_of(checkpoint: str) -> str:

@@ -375,7 +375,7 @@ def classifier() -> nn.Module:
 
 def backbone_from(checkpoint: str) -> dict[str, torch.Tensor]:
     model = FastViT("t8")
-    assert load_pretrained(model, checkpoint).family == "timm"
+    assert load_pretrained(model, checkpoint).format == "timm"
     return model.state_dict()
 
 
