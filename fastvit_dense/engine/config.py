@@ -7,7 +7,7 @@ import difflib
 import os
 import os.path as osp
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -68,8 +68,7 @@ def override(
     for key in options or {}:
         top = key.split(".")[0]
         if top not in cfg and top not in _RUNNER_KEYS:
-            near = difflib.get_close_matches(top, [*cfg, *_RUNNER_KEYS], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(top, [*cfg, *_RUNNER_KEYS])
             raise ValueError(f"--cfg-options {key}: {path} has no {top!r}{hint}")
     try:
         cfg.merge_from_dict(dict(options or {}))
@@ -81,6 +80,12 @@ def override(
     )
     _check_same_annotations(cfg)
     return cfg
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for the end of a message: the known name that is most like `name`; empty if none is."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def read_config_file(path: str) -> Config:

@@ -1,5 +1,6 @@
 """mmengine's Runner that also runs distributed on a CPU, loads strictly, and survives being stopped."""
 
+import inspect
 import os
 import os.path as osp
 from collections.abc import Mapping
@@ -8,24 +9,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
-from mmengine.model import (
-    MMDistributedDataParallel,
-    revert_sync_batchnorm,
-)
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..compat import mmcv_ops
 from ..io.files import atomic_write, remove_unfinished
-from .config import _LAUNCHERS, batch_message
+from .config import _LAUNCHERS, batch_message, did_you_mean
 from .hooks import CheckpointFits, SafeCheckpointHook, ValidateRankZero
 from .models import partial_loading
 from .preemption import StopOnNaN, StopOnSignal, outlast_signals, workers_ended
 from .resume import ResumableEpochs, ResumableIterations, ResumePoint, find_checkpoint
 
 # Where mmengine's own would lose a file or an iteration.
-_SAFER = {
+_SAFER: dict[str, Any] = {
     "CheckpointHook": SafeCheckpointHook,
     "EpochBasedTrainLoop": ResumableEpochs,
     "IterBasedTrainLoop": ResumableIterations,
@@ -71,6 +69,7 @@ class Runner(MMEngineRunner):
         if isinstance(loop, Mapping) and "by_epoch" in loop:
             kind = "EpochBasedTrainLoop" if loop["by_epoch"] else "IterBasedTrainLoop"
             loop = {"type": kind, **{k: v for k, v in loop.items() if k != "by_epoch"}}
+        _check_loop(loop)
         return super().build_train_loop(_safer(loop))
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -188,6 +187,20 @@ class Runner(MMEngineRunner):
         """Test."""
         with workers_ended():
             return super().test()
+
+
+def _check_loop(cfg: Any) -> None:
+    """Raise ValueError if a training loop of mmengine's is given a key it does not take, or text."""
+    loop = cfg.get("type") if isinstance(cfg, Mapping) else None
+    if loop in _SAFER:
+        known = inspect.signature(_SAFER[loop].__base__).parameters
+        for key, value in cfg.items():
+            if key != "type" and key not in known:
+                raise ValueError(
+                    f"train_cfg.{key}: {loop} takes no {key!r}{did_you_mean(key, known)}"
+                )
+            if key != "type" and isinstance(value, str):
+                raise ValueError(f"train_cfg.{key}: expected a number, got {value!r}")
 
 
 def _safer(cfg: Any) -> Any:
