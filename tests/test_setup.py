@@ -264,7 +264,7 @@ def test_tools_name_the_command_that_brings_their_packages(tool, venv, tmp_path)
     result = run(sys.executable, "-S", f"tools/{tool}", cwd=tmp_path)  # -S: no packages
     assert result.returncode == 1 and result.stdout == ""
     (line,) = result.stderr.splitlines()
-    assert re.match(rf"{tool[:-3]}: there is no package \w+ for \S+python", line)
+    assert re.match(rf"{tool[:-3]}: package \w+ is missing in \S+python", line)
     assert "pip install -e" in line
     assert ("`source .venv/bin/activate` first" in line) and ("make setup" in line) != venv
 

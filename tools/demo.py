@@ -18,7 +18,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
 
 from fastvit_dense.benchmark.report import contact_sheet, plot_training, read_scalars
-from fastvit_dense.engine.preemption import CTRL_C, INTERRUPTED
+from fastvit_dense.engine.preemption import CTRL_C, PREEMPTED
 
 
 class Demo(NamedTuple):
@@ -87,7 +87,7 @@ def run(*command: str) -> None:
         status = subprocess.run([sys.executable, *command]).returncode
     finally:
         signal.signal(signal.SIGINT, before)
-    if status in (CTRL_C, INTERRUPTED, -signal.SIGINT):
+    if status in (CTRL_C, PREEMPTED, -signal.SIGINT):
         resume = [] if "--resume" in sys.argv else ["--resume"]
         print(f"\ndemo: stopped. Go on with: {shlex.join(['python', *sys.argv, *resume])}")
     if status:

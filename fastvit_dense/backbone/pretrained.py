@@ -263,7 +263,9 @@ def _structure(given: StateDict) -> tuple[tuple[int, ...], int, bool, int]:
         len({k.split(".")[3] for k in given if k.startswith(f"stages.{i}.blocks.")})
         for i in range(4)
     )
-    width = next((v.shape[0] for k, v in given.items() if k.startswith("stem.0.")), 0)
+    width = next(
+        (v.shape[0] for k, v in given.items() if k.startswith("stem.0.") and v.dim() == 4), 0
+    )
     attention = any(k.startswith("stages.3.blocks.0.token_mixer.qkv") for k in given)
     hidden = next((v.shape[0] for k, v in given.items() if k.endswith("0.mlp.fc1.weight")), 0)
     return depths, width, attention, hidden // max(width, 1)

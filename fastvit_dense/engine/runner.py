@@ -20,7 +20,7 @@ from .config import _LAUNCHERS, batch_message, did_you_mean
 from .hooks import CheckpointFits, SafeCheckpointHook, ValidateRankZero
 from .models import partial_loading
 from .preemption import StopOnNaN, StopOnSignal, outlast_signals, workers_ended
-from .resume import ResumableEpochs, ResumableIterations, ResumePoint, find_checkpoint
+from .resume import ResumableEpochs, ResumableIterations, TrainingState, find_checkpoint
 
 # Where mmengine's own would lose a file or an iteration.
 _SAFER: dict[str, Any] = {
@@ -34,7 +34,7 @@ class Runner(MMEngineRunner):
     """mmengine's Runner that also runs distributed on CPU, loads strictly, and survives being stopped.
 
     Checkpoints are complete or not there, and hold what a resumed run needs to be the run it would have
-    been: random states and the place in the epoch beside mmengine's own.
+    been: random states and the place in the epoch, besides mmengine's own.
 
     Args:
         as for :class:`mmengine.runner.Runner`; built with ``Runner.from_cfg(cfg)``.
@@ -44,10 +44,10 @@ class Runner(MMEngineRunner):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.resume_point = ResumePoint()
+        self.training_state = TrainingState()
         for hook in (
             CheckpointFits(),
-            self.resume_point,
+            self.training_state,
             ValidateRankZero(),
             StopOnNaN(),
             StopOnSignal(),
@@ -136,7 +136,7 @@ class Runner(MMEngineRunner):
         here = (self.epoch + 1, self.iter) if by_epoch else (self.epoch, self.iter + 1)
         meta = {"epoch": here[0], "iter": here[1], **(meta or {})}
         if save_optimizer:  # a checkpoint to resume from
-            self.resume_point.note(self.train_loop.position(meta["epoch"], meta["iter"]))
+            self.training_state.note(self.train_loop.position(meta["epoch"], meta["iter"]))
         options = dict(kwargs, save_optimizer=save_optimizer, meta=meta, by_epoch=by_epoch)
         if not is_main_process():
             return
@@ -144,13 +144,13 @@ class Runner(MMEngineRunner):
             super().save_checkpoint(out_dir, filename, *args, backend_args=backend_args, **options)
             return
         os.makedirs(out_dir, exist_ok=True)
-        with atomic_write(osp.join(out_dir, filename)) as aside:
-            super().save_checkpoint(str(aside.parent), aside.name, *args, **options)
+        with atomic_write(osp.join(out_dir, filename)) as unfinished:
+            super().save_checkpoint(str(unfinished.parent), unfinished.name, *args, **options)
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resume model, optimizer, schedules, random states and the place in the data."""
         super().resume(filename, *args, **kwargs)
-        point = self.resume_point
+        point = self.training_state
         for reason in (self.train_loop.resume(point.position, seed=self.seed), point.restore()):
             if reason:
                 self.logger.warning(f"--resume: {reason}")
@@ -162,7 +162,7 @@ class Runner(MMEngineRunner):
             broadcast_object_list(found)
             if found[0] is None:
                 self.logger.warning(
-                    f"--resume: there is no checkpoint in {self.work_dir}, training begins anew"
+                    f"--resume: no checkpoint in {self.work_dir}, training starts from the beginning"
                 )
                 return
             self._load_from = found[0]

@@ -48,7 +48,7 @@ def trained(config: Path) -> Path:
 
 def test_training_says_what_it_does(trained: Path) -> None:
     text = (trained.parent / "printed.txt").read_text()
-    assert "batch: 1 processes x 2 images = 2 images a step, but lr 0.003 is meant for 8" in text
+    assert "batch: 1 processes x 2 images = 2 images per step, but lr 0.003 is meant for 8" in text
     assert "decode.loss_ce" in text
     for name in ("sky", "grass"):  # the table of classes
         assert re.search(rf"\|\s+{name}\s+\|", text)
