@@ -250,7 +250,7 @@ TOOLS = sorted(
     path.name
     for path in (ROOT / "tools").glob("*.py")
     # They start without any package: doctor.py to say what is missing.
-    if path.name not in ("_environment.py", "doctor.py")
+    if path.name != "doctor.py" and not path.name.startswith("_")
 )
 
 

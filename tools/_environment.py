@@ -1,4 +1,4 @@
-"""Imported first by the tools: where a package is missing, they end with the command that brings it.
+"""Imported first by the tools: if a package is missing, they end with the command that brings it.
 
 It stands beside them, since fastvit_dense itself may be what is missing.
 """
@@ -26,13 +26,13 @@ def _explain(kind: Any, error: Any, traceback: Any) -> None:
         sys.__excepthook__(kind, error, traceback)
         return
     if sys.prefix == str(VENV):
-        cure = "`make setup` completes .venv"
+        hint = "`make setup` completes .venv"
     elif VENV.is_dir():
-        cure = f"Type `source {os.path.relpath(VENV)}/bin/activate` first"
+        hint = f"Type `source {os.path.relpath(VENV)}/bin/activate` first"
     else:
-        cure = "Type `make setup` and `source .venv/bin/activate` first"
+        hint = "Type `make setup` and `source .venv/bin/activate` first"
     print(
-        f"{Path(sys.argv[0]).stem}: there is no package {name} for {sys.executable}. {cure}, or in an "
+        f"{Path(sys.argv[0]).stem}: package {name} is missing in {sys.executable}. {hint}, or in an "
         "environment of your own `pip install -e '.[det,seg,hand,export]'`",
         file=sys.stderr,
     )

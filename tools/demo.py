@@ -17,7 +17,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
 
 from fastvit_dense.benchmark.report import contact_sheet, plot_training, read_scalars
-from fastvit_dense.engine.preemption import CTRL_C, INTERRUPTED
+from fastvit_dense.engine.preemption import CTRL_C, PREEMPTED
 
 
 def mean_hand_figure(data: str) -> str:
@@ -62,7 +62,7 @@ def run(*command: str) -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which the step would inherit
         signal.signal(signal.SIGINT, lambda *_: None)
     status = subprocess.run([sys.executable, *command]).returncode
-    if status in (CTRL_C, INTERRUPTED, -signal.SIGINT):
+    if status in (CTRL_C, PREEMPTED, -signal.SIGINT):
         resume = [] if "--resume" in sys.argv else ["--resume"]
         print(f"\ndemo: stopped. Go on with: {shlex.join(['python', *sys.argv, *resume])}")
     if status:

@@ -9,10 +9,11 @@ import sys
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a traceback
 
+from _arguments import add_run_arguments, read_run_config
 from mmengine.evaluator import DumpResults
 
-from fastvit_dense.doctor.preflight import KeyValues, check_run, read_config
-from fastvit_dense.engine.config import check_launcher, enable_tta
+from fastvit_dense.doctor.preflight import check_run
+from fastvit_dense.engine.config import enable_tta
 from fastvit_dense.engine.errors import end_in_one_line
 from fastvit_dense.engine.runner import Runner
 
@@ -21,12 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint that tools/train.py wrote")
-    parser.add_argument("--work-dir", help="folder for logs and metrics")
-    parser.add_argument(
-        "--data-root",
-        metavar="FOLDER",
-        help="where the data lie, in place of the config's data_root",
-    )
+    add_run_arguments(parser)
     parser.add_argument("--out", metavar="F.pkl", help="write the predictions to this pickle")
     parser.add_argument("--show", action="store_true", help="show pictures in a window")
     parser.add_argument(
@@ -34,15 +30,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--wait-time", type=float, default=2, help="seconds a picture is shown")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation of the config")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=KeyValues,
-        metavar="KEY=VALUE",
-        help="override settings of the config, such as test_dataloader.batch_size=4",
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args()
     if args.out and not args.out.endswith((".pkl", ".pickle")):
         parser.error("--out must end in .pkl or .pickle")
@@ -53,14 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    check_launcher(args.launcher, local_rank=args.local_rank)
-    cfg = read_config(
-        args.config,
-        args.cfg_options,
-        data_root=args.data_root,
-        work_dir=args.work_dir,
-        launcher=args.launcher,
-    )
+    cfg = read_run_config(args)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         hook = cfg.default_hooks.visualization

@@ -253,7 +253,7 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """One of the four stages: downsampling, position encoding where there is one, blocks.
+    """One of the four stages: downsampling, position encoding if there is one, blocks.
 
     Args:
         in_channels: width of the stage before; equal to ``channels`` for the first stage, which does
@@ -261,7 +261,7 @@ class Stage(nn.Module):
         channels: width of this stage.
         ffn_ratio: hidden channels of the FFN over ``channels``.
         drop_paths: stochastic depth rate of each block; its length is the depth.
-        attention: use attention blocks behind a conditional position encoding.
+        attention: use attention blocks after a conditional position encoding.
         deploy: build the fused structure.
     """
 

@@ -6,6 +6,7 @@ Shape legend: B batch, H and W height and width of the image.
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,7 +126,8 @@ class FastViT(BaseModule):
         for i in out_indices:
             norm = nn.BatchNorm2d(spec.widths[i]) if i in with_norm else nn.Identity()
             self.add_module(f"norm{i}", norm)
-        self._freeze()
+        for part in self._frozen_parts():
+            part.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of a batch of images.
@@ -164,10 +166,9 @@ class FastViT(BaseModule):
             for part in self._frozen_parts():
                 part.eval()
             if self.norm_eval:
-                for part in (self.stem, self.stages):
-                    for module in part.modules():
-                        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                            module.eval()
+                for module in (*self.stem.modules(), *self.stages.modules()):
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
         return self
 
     def init_weights(self) -> None:
@@ -228,10 +229,6 @@ class FastViT(BaseModule):
             return []
         return [self.stem, *self.stages.children()][: self.frozen_stages + 1]
 
-    def _freeze(self) -> None:
-        for part in self._frozen_parts():
-            part.eval().requires_grad_(False)
-
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # Non-strict loading, which OpenMMLab's inference functions use, would pass over the keys of
         # another structure in silence and leave this backbone random.
@@ -249,14 +246,14 @@ def stages_with_norm(backbone: FastViT) -> list[int]:
 
 
 def refuse_other_structures(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Raise where a state dict holds a FastViT of a model in the other structure, fused or unfused.
+    """Raise if a state dict holds a FastViT of a model in the other structure, fused or unfused.
 
     Args:
         model: such as a detector.
         state_dict: what is about to be loaded into it.
 
     Raises:
-        ValueError: the structures differ; the message has the cure.
+        ValueError: the structures differ; the message says what to do.
     """
     for name, module in model.named_modules():
         if isinstance(module, FastViT):
@@ -268,12 +265,13 @@ def _forward_recomputed(stage: Stage, x: Tensor) -> Tensor:
     """``stage(x)``, where each block's activations are recomputed in the backward pass."""
     x = stage.pos_emb(stage.downsample(x))
     for block in stage.blocks:
-
-        def contexts(block: nn.Module = block) -> tuple[Any, Any]:
-            return nullcontext(), _batchnorm_statistics_kept(block)
-
-        x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+        x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_contexts, block))
     return x
+
+
+def _contexts(block: nn.Module) -> tuple[Any, Any]:
+    """For the forward pass of a block, and for its recomputation."""
+    return nullcontext(), _batchnorm_statistics_kept(block)
 
 
 @contextmanager

@@ -17,13 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import (
-    Attention,
-    AttentionBlock,
-    ConditionalPositionEncoding,
-    RepMixer,
-    RepMixerBlock,
-)
+from .blocks import Attention, AttentionBlock, ConditionalPositionEncoding, RepMixer, RepMixerBlock
 from .layers import LargeKernelConv, RepConv
 
 # What nn.Module's attributes are is more than type checkers know; these have the parameters they need.

@@ -10,16 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .blocks import (
-    PatchEmbed,
-)
+from .blocks import PatchEmbed
 from .fastvit import FastViT
-from .fold import (
-    Layer,
-    exact,
-    fold_bn,
-    require_eval,
-)
+from .fold import Layer, exact, fold_bn, require_eval
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import get_installed_path
-from torch import nn
 
 from ..backbone.fastvit import FastViT
 from ..backbone.reparameterize import reparameterize
 from ..deploy.runtimes import configure
 from ..engine.config import read_config_file
-from ..engine.models import count_parameters, load_whole, read_checkpoint
+from ..engine.models import build_model, count_parameters, load_model
 from ..io.media import open_input
 from .timing import Breakdown, Candidate, Row
 
@@ -56,11 +54,10 @@ def candidates(
     cfg = read_model_config(config)
     if cfg.model.type == HAND:
         raise ValueError(f"{config} is of a hand model: benchmark.py hand measures that")
-    model = build_model(cfg).eval()
-    if checkpoint is not None:
-        weights = read_checkpoint(checkpoint)["state_dict"]
-        load_whole(model, weights, checkpoint=checkpoint, config=config)
-    model = model.to(device)
+    if checkpoint is None:
+        model = build_model(cfg, device=device)
+    else:
+        model = load_model(cfg, checkpoint, device=device)
     models = {"unfused": model}
     if any(isinstance(module, FastViT) for module in model.modules()):
         models["fused"] = fused = reparameterize(model)
@@ -137,12 +134,6 @@ def read_model_config(path: str) -> Config:
     if "pretrained" in cfg.model:  # mmseg's configs name the backbone's weights there
         cfg.model.pretrained = None
     return cfg
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """The model of :func:`read_model_config`, with random weights."""
-    init_default_scope(cfg.get("default_scope", "mmengine"))
-    return MODELS.build(cfg.model)
 
 
 def random_image(folder: str, shape: tuple[int, int]) -> str:

@@ -12,8 +12,8 @@ from torch import nn
 from ..backbone.archs import ARCHS
 from ..backbone.fastvit import FastViT
 from ..backbone.reparameterize import reparameterize
-from ..engine.models import count_macs, count_parameters
-from .model import build_model, read_model_config
+from ..engine.models import build_model, count_macs, count_parameters
+from .model import read_model_config
 from .report import markdown
 
 

@@ -14,8 +14,8 @@ from mmengine.utils import import_modules_from_strings
 
 from ..deploy.runtimes import DTYPES
 from ..engine.devices import wait_for
-from ..engine.models import count_parameters
-from .model import HAND, build_model, read_model_config
+from ..engine.models import build_model, count_parameters
+from .model import HAND, read_model_config
 from .timing import Candidate, Row
 
 

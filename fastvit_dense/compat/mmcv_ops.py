@@ -2,7 +2,7 @@
 
 mmcv's Python asks the compiled module ``mmcv._ext`` for functions by name. mmcv-lite ships that
 Python without the compiled module; this file supplies it, so that detectors train and run without
-a compiler. A compiled ``mmcv._ext``, where there is one, is always used instead.
+a compiler. A compiled ``mmcv._ext``, if there is one, is always used instead.
 
 The functions below keep the compiled functions' names, arguments and habit of writing into tensors
 the caller allocated. They agree with mmcv 2.1.0 to rounding; differences are noted at their lines.
@@ -449,7 +449,7 @@ def ms_deform_attn_forward(
     tensors, (N * M, D, Q, L * P). It waits for the device once, to read the sizes of the levels.
 
     Args:
-        value: (N, S, M, D), the levels one behind the other, each row by row.
+        value: (N, S, M, D), the levels one after the other, each row by row.
         value_spatial_shapes: (L, 2), height and width of each level.
         value_level_start_index: (L,), not used: it follows from the sizes.
         sampling_locations: (N, Q, M, L, P, 2) as x, y; 0 to 1 over the level.

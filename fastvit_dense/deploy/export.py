@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 import fastvit_dense
@@ -23,8 +21,8 @@ from ..backbone.archs import ARCHS
 from ..backbone.fastvit import FastViT
 from ..backbone.pretrained import load_pretrained
 from ..backbone.reparameterize import reparameterize, split_patch_embeddings
+from ..engine import models
 from ..engine.config import load_config
-from ..engine.models import load_whole, read_checkpoint
 from .compare import randomise_statistics, relative_error
 from .fuse import OTHER_SHAPE
 from .runtimes import (
@@ -300,15 +298,11 @@ def load_model(source: str, checkpoint: str | None = None) -> tuple[nn.Module, d
                 f"{source!r} is neither a config file (.py) nor one of the backbones {', '.join(ARCHS)}"
             )
         cfg = load_config(source)
-        init_default_scope(cfg.get("default_scope") or "mmengine")
-        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+        loaded: Any = models.load_model(cfg, checkpoint) if checkpoint else models.build_model(cfg)
+        model = loaded
         dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
         classes: Sequence[str] = (dataset.get("metainfo") or {}).get("classes") or ()
-        if checkpoint is not None:
-            content = read_checkpoint(checkpoint)
-            load_whole(model, content["state_dict"], checkpoint=checkpoint)
-            trained_on = (content.get("meta") or {}).get("dataset_meta") or {}
-            classes = trained_on.get("classes") or classes
+        classes = getattr(loaded, "dataset_meta", {}).get("classes") or classes
         if classes:
             about["classes"] = _as_json(classes)
     if checkpoint is None:

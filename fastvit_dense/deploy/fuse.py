@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..backbone.fastvit import FastViT, stages_with_norm
 from ..backbone.reparameterize import reparameterize
 from ..engine.config import load_config
-from ..engine.models import count_parameters, load_whole, misfits, read_checkpoint
+from ..engine.models import build_model, count_parameters, load_strict, read_checkpoint
 from ..io.files import atomic_write
+from ..io.weights import mismatched_keys
 from .compare import PROPOSALS, Error, compare_precisions, table
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -120,7 +119,6 @@ def fuse_checkpoint(
     cfg = load_config(config)
     for key in ("launcher", "work_dir"):  # load_config's own
         cfg.pop(key)
-    init_default_scope(cfg.get("default_scope") or "mmengine")
     content = read_checkpoint(checkpoint)
     model = _load(cfg, content["state_dict"], config=config, checkpoint=checkpoint)
 
@@ -130,7 +128,7 @@ def fuse_checkpoint(
         f"inference only.\n{fused_cfg.pretty_text}"
     )
     state_dict = fused.state_dict()
-    built = _build(Config.fromstring(text, ".py"))
+    built = build_model(Config.fromstring(text, ".py"))
     built.load_state_dict(state_dict)
     if shape is None:
         shape = getattr(model, "image_size", SHAPES.get(cfg.get("default_scope"), OTHER_SHAPE))
@@ -172,14 +170,9 @@ def _out_paths(config: str, checkpoint: str, out: str, *, force: bool) -> tuple[
     return paths
 
 
-def _build(cfg: Config) -> Any:
-    # A copy, since mmdet's detectors write into the config they are built from.
-    return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model))).eval()
-
-
 def _load(cfg: Config, state_dict: Mapping, *, config: str, checkpoint: str) -> Any:
     """The unfused model with all of the checkpoint's weights."""
-    model = _build(cfg)
+    model = build_model(cfg)
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, FastViT):
         raise ValueError(
@@ -187,7 +180,7 @@ def _load(cfg: Config, state_dict: Mapping, *, config: str, checkpoint: str) -> 
         )
     if backbone.deploy:
         raise ValueError(f"{config} describes a fused model: there is nothing to reparameterize")
-    load_whole(model, state_dict, checkpoint=checkpoint, config=config)
+    load_strict(model, state_dict, checkpoint=checkpoint, config=config)
     return model
 
 
@@ -196,7 +189,7 @@ def _fuse(model: nn.Module, cfg: Config) -> tuple[nn.Module, dict[str, bool], Co
     for folds in FOLDS:
         fused = reparameterize(model, **folds)
         fused_cfg = _fused_config(cfg, model, fused)
-        problems, _ = misfits(_build(fused_cfg).state_dict(), fused.state_dict())
+        problems, _ = mismatched_keys(build_model(fused_cfg).state_dict(), fused.state_dict())
         if not problems:
             return fused, folds, fused_cfg
     raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbone.fastvit import FastViT
-from ..backbone.pretrained import load_pretrained, recognise
+from ..backbone.pretrained import detect_format, load_pretrained
 from ..engine.models import check_fits
 from ..io.weights import read_content
 from .report import ERROR, OK, WARNING, Diagnostic
@@ -41,12 +41,12 @@ def check_checkpoint(
         hint = "training diverged: take an earlier checkpoint, lower the learning rate"
         yield Diagnostic(ERROR, "", what, hint)
     try:
-        found = recognise(tensors, checkpoint=path)
+        found = detect_format(tensors, checkpoint=path)
     except ValueError as error:
         yield Diagnostic(WARNING, "", str(error))
         found = None
     if found and not found.prefix:
-        what = f"FastViT-{found.arch} ({found.family}): weights for model.backbone.init_cfg"
+        what = f"FastViT-{found.arch} ({found.format}): weights for model.backbone.init_cfg"
         yield Diagnostic(OK, "", what)
         backbone = getattr(model, "backbone", None)
         if isinstance(backbone, FastViT):

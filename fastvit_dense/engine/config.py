@@ -6,7 +6,7 @@ import difflib
 import os
 import os.path as osp
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -47,7 +47,7 @@ def load_config(
         The config, ready for :class:`Runner`.
 
     Raises:
-        FileNotFoundError: there is no such config.
+        FileNotFoundError: the config does not exist.
         ValueError: the file is no config; an override names a key that the config does not have, or a
             place in a list that is not there; an evaluator reads other annotations than its dataset.
         ImportError: mmcv is compiled, and for another torch.
@@ -67,8 +67,7 @@ def override(
     for key in options or {}:
         top = key.split(".")[0]
         if top not in cfg and top not in _RUNNER_KEYS:
-            near = difflib.get_close_matches(top, [*cfg, *_RUNNER_KEYS], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(top, [*cfg, *_RUNNER_KEYS])
             raise ValueError(f"--cfg-options {key}: {path} has no {top!r}{hint}")
     try:
         cfg.merge_from_dict(dict(options or {}))
@@ -82,6 +81,12 @@ def override(
     return cfg
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for the end of a message: the known name that is most like `name`; empty if none is."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def read_config_file(path: str) -> Config:
     """Read a config file as it is.
 
@@ -89,7 +94,7 @@ def read_config_file(path: str) -> Config:
         path: the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is no config, but, say, a checkpoint; its Python has a syntax error.
     """
     if not osp.isfile(path):
@@ -154,8 +159,8 @@ def enable_tta(cfg: Config) -> None:
             not min(given) <= side <= max(given) for side, given in zip(size, sides, strict=True)
         ):
             raise ValueError(
-                f"--tta: tta_pipeline resizes images to {_describe(views)}, the test pipeline to "
-                f"{_describe(own)}, and the accuracy would be another model's. Expected sizes around the "
+                f"--tta: tta_pipeline resizes images to {views}, the test pipeline to {own}, "
+                "and the accuracy would be another model's. Expected sizes around the "
                 "test pipeline's: give the config a tta_pipeline of its own, or tta_pipeline=None"
             )
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
@@ -176,14 +181,6 @@ def _sizes(pipeline: Sequence[Any]) -> list[tuple[Any, ...]]:
             size = step[kind]
             sizes.append((kind, *(size if isinstance(size, Sequence) else (size, size))))
     return sizes or [("scale_factor", 1.0, 1.0)]
-
-
-def _describe(sizes: Sequence[tuple[Any, ...]]) -> str:
-    """Sizes in words."""
-    return ", ".join(
-        f"{x}x{y} pixels" if kind == "scale" else f"{x:g} times their own size"
-        for kind, x, y in sizes
-    )
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -242,11 +239,11 @@ def batch_message(cfg: ConfigDict, processes: int) -> str:
     scaled = lr * processes * batch / recipe  # mmengine scales by the images of one forward pass
     if cfg.auto_scale_lr.get("enable") and processes * batch != recipe:
         return (
-            f"batch: {arithmetic} = {images} images a step, recipe {recipe}; lr scaled linearly from "
+            f"batch: {arithmetic} = {images} images per step, recipe {recipe}; lr scaled linearly from "
             f"{lr:g} to {scaled:g}"
         )
     if images == recipe:
-        return f"batch: {arithmetic} = {images} images a step, as in the recipe; lr {lr:g}"
+        return f"batch: {arithmetic} = {images} images per step, as in the recipe; lr {lr:g}"
     ways = []
     if steps == 1:
         ways.append(f"--auto-scale-lr scales it to {scaled:g}")
@@ -257,7 +254,7 @@ def batch_message(cfg: ConfigDict, processes: int) -> str:
     elif recipe % (processes * steps) == 0:
         ways.append(f"train_dataloader.batch_size={recipe // (processes * steps)} keeps it")
     return (
-        f"batch: {arithmetic} = {images} images a step, but lr {lr:g} is meant for {recipe}. "
+        f"batch: {arithmetic} = {images} images per step, but lr {lr:g} is meant for {recipe}. "
         f"{'; '.join(ways)}."
     )
 

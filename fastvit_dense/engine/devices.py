@@ -9,13 +9,13 @@ import torch
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+    """Raise if a device does not exist.
 
     Args:
         device: cpu or cuda:0.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: the device does not exist.
     """
     try:
         kind = torch.device(device)

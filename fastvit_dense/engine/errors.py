@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dis
+import logging
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+
+from mmengine.logging import MMLogger
 
 STATUS = 2  # as argparse's
 # What the package raises for a user to read.
@@ -18,10 +21,11 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def end_in_one_line(main: Callable[[], int | None]) -> int:
     """Call a tool's ``main`` and give its exit status; a user's mistake is printed in one line.
 
-    A mistake is the user's where a ``raise`` statement of this package or of the tool made the exception,
-    here or in a worker of a data loader, or where the system refused a file. All others, such as a
-    ValueError that a library raised or that ``int("x")`` raised in a line of ours, go on with their
-    traceback. The kind of exception would not tell: libraries raise ValueError for anything.
+    A mistake is the user's if a ``raise`` statement of this package or of the tool made the exception,
+    here or in a data loader's worker, or if the system refused a file. All others, such as a ValueError
+    that a library raised or that ``int("x")`` raised in a line of ours, keep their traceback: the class
+    alone would not tell. The traceback of a mistake goes to the log of the run, if there is one, and to
+    the terminal with ``--traceback``, which every tool takes.
 
     Args:
         main: of the tool; None stands for success.
@@ -29,18 +33,21 @@ def end_in_one_line(main: Callable[[], int | None]) -> int:
     Returns:
         What `main` returns, or 2.
     """
+    shows_all = "--traceback" in sys.argv
+    sys.argv[:] = [word for word in sys.argv if word != "--traceback"]
     try:
         return main() or 0
     except Exception as error:
         message = users_mistake(error)
-        if message is None:
+        if message is None or shows_all:
             raise
+        _log(error)
         print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
         return STATUS
 
 
 def users_mistake(error: Exception) -> str | None:
-    """What to tell the user of an exception; None where it is no mistake of theirs.
+    """What to tell the user of an exception; None if it is no mistake of theirs.
 
     Args:
         error: one that was caught.
@@ -70,3 +77,14 @@ def _of_worker(text: str) -> str | None:
     if found is None or _PACKAGE not in Path(found[1]).parents:
         return None
     return found[2].rstrip()
+
+
+def _log(error: Exception) -> None:
+    """Write the traceback to the file of mmengine's current logger, if a run has begun one."""
+    if MMLogger._instance_dict:
+        logger = MMLogger.get_current_instance()
+        cause = type(error), error, error.__traceback__
+        record = logger.makeRecord(logger.name, logging.ERROR, "", 0, str(error), (), cause)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(record)

@@ -13,9 +13,8 @@ from mmengine.runner import Runner as MMEngineRunner
 from ..io.files import atomic_write
 from .models import check_fits, unwrap
 
-INTERRUPTED_NAMES = (
-    "interrupted_iter_*.pth"  # saved on a signal; the next regular one replaces them
-)
+# Saved on a signal; the next regular one replaces them.
+PREEMPTED_NAMES = "interrupted_iter_*.pth"
 
 
 class SafeCheckpointHook(CheckpointHook):
@@ -64,7 +63,7 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process():
             write_last_checkpoint(runner.work_dir, self.last_ckpt)
             old = [self._path(self.filename_tmpl.format(i)) for i in outdated]
-            for path in (*old, *map(str, Path(runner.work_dir).glob(INTERRUPTED_NAMES))):
+            for path in (*old, *map(str, Path(runner.work_dir).glob(PREEMPTED_NAMES))):
                 if self.file_backend.isfile(path):
                     self.file_backend.remove(path)
 
@@ -113,8 +112,8 @@ class _RemoveLater:
 
 def write_last_checkpoint(work_dir: str, path: str) -> None:
     """Let ``last_checkpoint`` in a run's folder name a file, from one moment to the next."""
-    with atomic_write(Path(work_dir, "last_checkpoint")) as aside:
-        aside.write_text(path)
+    with atomic_write(Path(work_dir, "last_checkpoint")) as unfinished:
+        unfinished.write_text(path)
 
 
 class CheckpointFits(Hook):

@@ -1,7 +1,7 @@
-"""Checkpoints of models are loaded whole or not at all.
+"""Models from configs and checkpoints; a checkpoint is loaded strictly or not at all.
 
 mmengine loads non-strictly: a checkpoint of another architecture leaves a model random and a line in the
-log. Whatever loads a trained model here goes through :func:`read_checkpoint` and :func:`load_whole`.
+log. Whatever loads a trained model here goes through :func:`load_model` or :func:`load_strict`.
 """
 
 import copy
@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.model import (
-    BaseTTAModel,
-    is_model_wrapper,
-)
+from mmengine.config import Config
+from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbone.fastvit import FastViT, refuse_other_structures
-from ..io.weights import read_content
+from ..io.weights import mismatched_keys, read_content
+from .config import read_config_file
+from .devices import check_device
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -52,7 +53,57 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return {**content, "state_dict": without_prefix(state_dict)}
 
 
-def load_whole(
+def build_model(cfg: Config, *, device: str = "cpu") -> nn.Module:
+    """Build a config's model for inference, with random weights.
+
+    Args:
+        cfg: the config; left as it is (mmdet's detectors write into what they are built from).
+        device: cpu or cuda:0.
+
+    Returns:
+        The model in eval mode, with plain in place of synchronised BatchNorm and the config as ``cfg``,
+        where OpenMMLab's inference functions look for it.
+
+    Raises:
+        ValueError: the config has no model; the device does not exist.
+    """
+    check_device(device)
+    if not cfg.get("model"):
+        raise ValueError(f"{cfg.filename or 'the config'} has no model")
+    init_default_scope(cfg.get("default_scope") or "mmengine")
+    top = {"data_preprocessor": cfg.data_preprocessor} if cfg.get("data_preprocessor") else {}
+    model: Any = revert_sync_batchnorm(MODELS.build(copy.deepcopy({**top, **cfg.model})))
+    model.cfg = cfg
+    return model.to(device).eval()
+
+
+def load_model(config: str | Config, checkpoint: str, *, device: str = "cpu") -> nn.Module:
+    """Build a trained model and load its weights, all of them or none.
+
+    Args:
+        config: a config file, or one that was read.
+        checkpoint: path or URL of what ``tools/train.py`` or ``tools/reparameterize.py`` wrote with it.
+        device: cpu or cuda:0.
+
+    Returns:
+        As :func:`build_model`, with what the checkpoint knows of its dataset, such as ``classes``, as
+        ``dataset_meta``.
+
+    Raises:
+        FileNotFoundError: the config or the checkpoint does not exist.
+        ValueError: one of them cannot be read; the checkpoint does not fit; the device does not exist.
+    """
+    check_device(device)
+    cfg = read_config_file(config) if isinstance(config, str) else config
+    content = read_checkpoint(checkpoint)
+    model: Any = build_model(cfg, device=device)
+    name = cfg.filename or "this config"
+    load_strict(model, content["state_dict"], checkpoint=checkpoint, config=name)
+    model.dataset_meta = (content.get("meta") or {}).get("dataset_meta") or {}
+    return model
+
+
+def load_strict(
     model: nn.Module,
     state_dict: Mapping[str, Tensor],
     *,
@@ -68,12 +119,12 @@ def load_whole(
         config: name of the model's config, for the message.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape, or of a fused model where this
-            one is not, or the other way round.
+        ValueError: tensors are missing, unexpected or of another shape, or one of the two is fused and
+            the other is not.
     """
     given = without_prefix(state_dict)
     refuse_other_structures(model, given)
-    problems, _ = misfits(model.state_dict(), given)
+    problems, _ = mismatched_keys(model.state_dict(), given)
     if problems:
         raise ValueError(
             f"{checkpoint} does not fit {config}: {'; '.join(problems)}. Use the config it was trained "
@@ -87,48 +138,18 @@ def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix("module."): v for k, v in state_dict.items()}
 
 
-def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], int]:
-    """What keeps a checkpoint's tensors from being a model's.
-
-    Args:
-        wanted: the model's state dict.
-        given: the checkpoint's.
-
-    Returns:
-        A phrase for each kind of difference (missing, unexpected, of another shape) with examples, and
-        the number of the model's tensors that the checkpoint does supply.
-    """
-    missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in given if k not in wanted]
-    misshapen = [
-        f"{k} {tuple(given[k].shape)}, in the model {tuple(v.shape)}"
-        for k, v in wanted.items()
-        if k in given and given[k].shape != v.shape
-    ]
-    problems = [
-        f"{len(keys)} tensors {what} ({'; '.join(keys[:3])}{'; ...' if len(keys) > 3 else ''})"
-        for what, keys in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshapen),
-        )
-        if keys
-    ]
-    return problems, len(wanted) - len(missing) - len(misshapen)
-
-
-_parts_are_welcome = False
+_partial_loading = False
 
 
 @contextmanager
-def parts_are_welcome() -> Iterator[None]:
-    """Let checkpoints of other kinds of models be loaded, as far as they fit; see :func:`guard_models`."""
-    global _parts_are_welcome
-    before, _parts_are_welcome = _parts_are_welcome, True
+def partial_loading() -> Iterator[None]:
+    """Let checkpoints of other kinds of models be loaded as far as they fit; see :func:`guard_models`."""
+    global _partial_loading
+    before, _partial_loading = _partial_loading, True
     try:
         yield
     finally:
-        _parts_are_welcome = before
+        _partial_loading = before
 
 
 def guard_models() -> None:
@@ -149,12 +170,12 @@ def _guard(parent: nn.Module, name: str, child: nn.Module | None) -> None:
 def _refuse_other_kinds(
     model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    """Raise where parts of a model are not in a checkpoint, and parts of that not in the model."""
+    """Raise if parts of a model are not in a checkpoint, and parts of that not in the model."""
     given = {k.removeprefix(prefix).partition(".")[0] for k in state_dict if k.startswith(prefix)}
     parts = {name for name, child in model.named_children() if child.state_dict()}
     own = {k.partition(".")[0] for k in model.state_dict()}
     missing, other = sorted(parts - given), sorted(given - own)
-    if missing and other and not _parts_are_welcome:
+    if missing and other and not _partial_loading:
         raise ValueError(
             f"the checkpoint is of another kind of model: it has {', '.join(other[:5])}, and nothing for "
             f"{', '.join(missing)} of this {type(model).__name__}. Use the config it was trained with; to "
@@ -163,7 +184,7 @@ def _refuse_other_kinds(
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers in a model's parameters, trainable or not; buffers are not counted."""
+    """Parameters of a model, trainable or not; buffers are not counted."""
     return sum(p.numel() for p in model.parameters())
 
 
@@ -216,7 +237,7 @@ def check_fits(
             "Pretrained backbones go into model.backbone.init_cfg.checkpoint."
         )
     refuse_other_structures(model, given)
-    problems, fits = misfits(wanted, given)
+    problems, fits = mismatched_keys(wanted, given)
     trained_on = tuple((meta.get("dataset_meta") or {}).get("classes", ()))
     if classes and trained_on and classes != trained_on:
         problems.append(

@@ -1,4 +1,4 @@
-"""What ends a training early: a signal, which is saved for, NaN, and workers that outlast neither."""
+"""Preemption: a run saves on a signal and stops; NaN stops it; its workers end with it."""
 
 import atexit
 import gc
@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from .hooks import INTERRUPTED_NAMES, write_last_checkpoint
+from .hooks import PREEMPTED_NAMES, write_last_checkpoint
 
 # Exit status after a signal that was saved for. (sysexits.h calls it EX_TEMPFAIL: try again later.)
-INTERRUPTED = 75
+PREEMPTED = 75
 CTRL_C = 128 + signal.SIGINT  # likewise after SIGINT, as shells count it: somebody wanted it to end
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
@@ -57,7 +57,7 @@ class StopOnSignal(Hook):
             # A shell without job control starts background jobs without Ctrl-C: it is meant for others.
             if s != signal.SIGINT or signal.getsignal(s) is not signal.SIG_IGN:
                 self._handlers[s] = signal.signal(s, self._note)
-        interrupted = runner.iter > 0 and runner.resume_point.position.get("validating")
+        interrupted = runner.iter > 0 and runner.training_state.position.get("validating")
         if interrupted and runner.val_loop is not None:
             runner.val_loop.run()
 
@@ -88,11 +88,11 @@ class StopOnSignal(Hook):
         told = self._told(runner)
         if not told:
             return
-        if runner.resume_point.validating:
+        if runner.training_state.validating:
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):  # its model is in place while a validation runs
                     hook.after_val_epoch(runner)
-        path = os.path.join(runner.work_dir, INTERRUPTED_NAMES.replace("*", str(iteration)))
+        path = os.path.join(runner.work_dir, PREEMPTED_NAMES.replace("*", str(iteration)))
         runner.save_checkpoint(
             runner.work_dir,
             os.path.basename(path),
@@ -105,7 +105,7 @@ class StopOnSignal(Hook):
             f"stopped by {'Ctrl-C' if told == signal.SIGINT else told.name} after iteration {iteration}; "
             f"saved to {path}. Go on with: {_resume_command()}"
         )
-        raise SystemExit(CTRL_C if told == signal.SIGINT else INTERRUPTED)
+        raise SystemExit(CTRL_C if told == signal.SIGINT else PREEMPTED)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
@@ -158,21 +158,17 @@ class StopOnNaN(Hook):
         self._in_a_row += 1
         if hasattr(runner.optim_wrapper, "loss_scaler") and self._in_a_row < 10:
             return
-        terms = ", ".join(f"{name} {float(value):g}" for name, value in _numbers(outputs))
+        terms = ", ".join(
+            f"{name} {float(value):g}"
+            for name, value in outputs.items()
+            if not isinstance(value, Tensor) or value.numel() == 1
+        )
         raise FloatingPointError(
             f"the loss of iteration {runner.iter + 1} is not finite: {terms}. Images: "
             f"{', '.join(_images(data_batch)) or 'without names'}. Checkpoints are of before. Look at "
             "these images and their labels (tools/doctor.py), lower the learning rate, clip gradients "
             "(optim_wrapper.clip_grad), or train without --amp."
         )
-
-
-def _numbers(outputs: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        (name, value)
-        for name, value in outputs.items()
-        if isinstance(value, float | int) or isinstance(value, Tensor) and value.numel() == 1
-    ]
 
 
 def _images(data_batch: Any) -> list[str]:

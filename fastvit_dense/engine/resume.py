@@ -39,7 +39,7 @@ def capture() -> States:
 
 
 def restore(states: States) -> None:
-    """Set the states that :func:`capture` gave, wherever their tensors lie by now."""
+    """Set the states that :func:`capture` gave, on whatever device their tensors are."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -73,22 +73,22 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(before[1])
 
 
-class Draw(int):
+class SeededIndex(int):
     """An index of a dataset with the seed of the random numbers for this time it is read."""
 
     seed: int
 
-    def __new__(cls, index: int, seed: int) -> "Draw":
+    def __new__(cls, index: int, seed: int) -> "SeededIndex":
         draw = super().__new__(cls, index)
         draw.seed = seed
         return draw
 
     def __reduce__(self) -> tuple[Any, ...]:  # on the way to workers
-        return Draw, (int(self), self.seed)
+        return SeededIndex, (int(self), self.seed)
 
 
 class SeededDataset(Dataset):
-    """A dataset whose random transforms follow the seed in :class:`Draw`; all else is the dataset's.
+    """A dataset whose random transforms follow the seed in :class:`SeededIndex`; all else is the dataset's.
 
     Args:
         dataset: any map-style dataset.
@@ -101,7 +101,7 @@ class SeededDataset(Dataset):
         setattr(self.dataset, name, value)
 
     def __getitem__(self, index: int) -> Any:
-        if not isinstance(index, Draw):
+        if not isinstance(index, SeededIndex):
             return self.dataset[index]
         # The states are put back: without workers, the model's random numbers come from them.
         with seeded(index.seed):
@@ -132,29 +132,30 @@ class SeededBatches:
         """The sampler of the batch sampler, whose ``set_epoch`` mmengine calls."""
         return self.batches.sampler
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SeededIndex]]:
         skip, self.skip = self.skip, 0
         key = [self.seed, getattr(self.sampler, "epoch", 0), get_rank()]
         place = 0
         for number, batch in enumerate(self.batches):
             if number >= skip:
-                yield [Draw(index, _seed([*key, place + k])) for k, index in enumerate(batch)]
+                yield [
+                    SeededIndex(index, _seed([*key, place + k])) for k, index in enumerate(batch)
+                ]
             place += len(batch)
 
     def __len__(self) -> int:
         return len(self.batches)
 
 
-def repeatable(loader: DataLoader, seed: int) -> DataLoader:
-    """The same data loader with seeded draws.
+def seed_loader(loader: DataLoader, seed: int) -> DataLoader:
+    """The same data loader with a seed for each index.
 
     Args:
         loader: of a map-style dataset, with batches.
         seed: of the run.
     """
-    generator = torch.Generator().manual_seed(
-        seed
-    )  # otherwise each epoch draws from the global state
+    # Without a generator, each epoch would take a number from the global state.
+    generator = torch.Generator().manual_seed(seed)
     return DataLoader(
         SeededDataset(loader.dataset),
         batch_sampler=SeededBatches(loader.batch_sampler, seed=seed),
@@ -171,7 +172,7 @@ def repeatable(loader: DataLoader, seed: int) -> DataLoader:
 
 
 def reseed(loader: DataLoader, seed: int) -> None:
-    """Give a loader of :func:`repeatable` the seed of the run that is resumed; before it is iterated."""
+    """Give a loader of :func:`seed_loader` the seed of the run that is resumed; before it is iterated."""
     batches: Any = loader.batch_sampler
     batches.seed = seed
     if hasattr(batches.sampler, "seed"):
@@ -182,12 +183,12 @@ def _seed(key: list[int]) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
-class ResumePoint(Hook):
+class TrainingState(Hook):
     """Keeps the random states of all processes and the place in the epoch in checkpoints.
 
-    A checkpoint may be saved before or after a validation (the best one), and a resumed run starts behind
-    it. So a validation leaves the random states as they were: training draws the same in each case. One
-    that was saved within a validation says so, for the validation to be run again.
+    A checkpoint may be saved before or after a validation (the best one), and a resumed run starts after
+    it. So a validation leaves the random states as they were: training then samples the same in each case.
+    A checkpoint that was saved within a validation says so, for the validation to be run again.
 
     Attributes:
         position: place in the epoch of the checkpoint that was loaded; see ResumableEpochs.
@@ -217,9 +218,11 @@ class ResumePoint(Hook):
         """Set the random states that were loaded; returns why not, or an empty text."""
         states, self._loaded = self._loaded, []
         if not states:
-            return "the checkpoint holds no random states: the run draws other numbers from here on"
+            return "the checkpoint holds no random states: random numbers differ from here on"
         if get_rank() >= len(states):
-            return f"the checkpoint is of {len(states)} processes: this one draws other numbers"
+            return (
+                f"the checkpoint is of {len(states)} processes: this one gets other random numbers"
+            )
         restore(states[get_rank()])
         return ""
 
@@ -256,9 +259,8 @@ class ResumableEpochs(EpochBasedTrainLoop):
     def __init__(self, runner: Runner, dataloader: Any, **kwargs: Any) -> None:
         super().__init__(runner, _loader(runner, dataloader), **kwargs)
         self.done = 0
-        self._began = (
-            0  # iteration that the epoch began at; batches an epoch may change on a resume
-        )
+        # The iteration that the epoch began at: batches per epoch may change on a resume.
+        self._began = 0
 
     def position(self, epoch: int, iteration: int) -> dict[str, int]:
         """Batches of `epoch` that are done after `iteration` iterations, and how many it has."""
@@ -266,7 +268,7 @@ class ResumableEpochs(EpochBasedTrainLoop):
         return dict(batches=within, of=len(self.dataloader))
 
     def resume(self, position: dict[str, int], *, seed: int) -> str:
-        """Go on behind `position`; returns what is not as it was, or an empty text."""
+        """Continue after `position`; returns what differs, or an empty text."""
         reseed(self.dataloader, seed)
         batches = position.get("batches", 0)
         self._began = self._iter - batches
@@ -274,7 +276,7 @@ class ResumableEpochs(EpochBasedTrainLoop):
             self._iter = self._began
             return (
                 f"an epoch had {position['of']} batches, now {len(self.dataloader)}: the epoch, of which "
-                f"{batches} were done, begins anew"
+                f"{batches} were done, begins again"
             )
         self.done = batches
         return ""
@@ -303,7 +305,7 @@ class ResumableIterations(IterBasedTrainLoop):
         return {}
 
     def resume(self, position: dict[str, int], *, seed: int) -> str:
-        """Go on behind iteration ``self.iter``; returns an empty text."""
+        """Continue after iteration ``self.iter``; returns an empty text."""
         reseed(self.dataloader, seed)
         batches = self.dataloader.batch_sampler
         epoch, done = 0, self._iter
@@ -322,7 +324,7 @@ class ResumableIterations(IterBasedTrainLoop):
 
 
 class _Advanced:
-    """An iterator whose first steps do nothing, since it stands behind them already."""
+    """An iterator whose first steps do nothing, since it is past them already."""
 
     def __init__(self, iterator: Iterator[Any], steps: int) -> None:
         self.iterator, self.steps = iterator, steps
@@ -338,7 +340,7 @@ def _loader(runner: Runner, dataloader: Any) -> Any:
     options = dict(
         seed=runner.seed, diff_rank_seed=runner._randomness_cfg.get("diff_rank_seed", False)
     )
-    return repeatable(runner.build_dataloader(dataloader, **options), runner.seed)
+    return seed_loader(runner.build_dataloader(dataloader, **options), runner.seed)
 
 
 def find_checkpoint(work_dir: str | Path) -> str | None:
@@ -349,7 +351,7 @@ def find_checkpoint(work_dir: str | Path) -> str | None:
             the newest first; one that cannot be read is named in the log.
 
     Returns:
-        Its path, None where there is no checkpoint at all.
+        Its path, None if there is no checkpoint at all.
 
     Raises:
         ValueError: there are checkpoints, and none can be read.

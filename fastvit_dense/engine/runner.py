@@ -1,5 +1,6 @@
 """mmengine's Runner that also runs distributed on a CPU, loads strictly, and survives being stopped."""
 
+import inspect
 import os
 import os.path as osp
 from collections.abc import Mapping
@@ -8,24 +9,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
-from mmengine.model import (
-    MMDistributedDataParallel,
-    revert_sync_batchnorm,
-)
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..compat import mmcv_ops
 from ..io.files import atomic_write, remove_unfinished
-from .config import _LAUNCHERS, batch_message
+from .config import _LAUNCHERS, batch_message, did_you_mean
 from .hooks import CheckpointFits, SafeCheckpointHook, ValidateRankZero
-from .models import parts_are_welcome
+from .models import partial_loading
 from .preemption import StopOnNaN, StopOnSignal, outlast_signals, workers_ended
-from .resume import ResumableEpochs, ResumableIterations, ResumePoint, find_checkpoint
+from .resume import ResumableEpochs, ResumableIterations, TrainingState, find_checkpoint
 
 # Where mmengine's own would lose a file or an iteration.
-_SAFER = {
+_SAFER: dict[str, Any] = {
     "CheckpointHook": SafeCheckpointHook,
     "EpochBasedTrainLoop": ResumableEpochs,
     "IterBasedTrainLoop": ResumableIterations,
@@ -36,7 +34,7 @@ class Runner(MMEngineRunner):
     """mmengine's Runner that also runs distributed on CPU, loads strictly, and survives being stopped.
 
     Checkpoints are complete or not there, and hold what a resumed run needs to be the run it would have
-    been: random states and the place in the epoch beside mmengine's own.
+    been: random states and the place in the epoch, besides mmengine's own.
 
     Args:
         as for :class:`mmengine.runner.Runner`; built with ``Runner.from_cfg(cfg)``.
@@ -46,10 +44,10 @@ class Runner(MMEngineRunner):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.resume_point = ResumePoint()
+        self.training_state = TrainingState()
         for hook in (
             CheckpointFits(),
-            self.resume_point,
+            self.training_state,
             ValidateRankZero(),
             StopOnNaN(),
             StopOnSignal(),
@@ -71,6 +69,7 @@ class Runner(MMEngineRunner):
         if isinstance(loop, Mapping) and "by_epoch" in loop:
             kind = "EpochBasedTrainLoop" if loop["by_epoch"] else "IterBasedTrainLoop"
             loop = {"type": kind, **{k: v for k, v in loop.items() if k != "by_epoch"}}
+        _check_loop(loop)
         return super().build_train_loop(_safer(loop))
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -103,7 +102,7 @@ class Runner(MMEngineRunner):
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict:
         """Load a checkpoint of plain data, with errors that name the file; see CheckpointFits."""
         try:
-            with parts_are_welcome():  # CheckpointFits has the say
+            with partial_loading():  # CheckpointFits has the say
                 content = super().load_checkpoint(filename, *args, **kwargs)
         except (ValueError, OSError):
             raise
@@ -137,7 +136,7 @@ class Runner(MMEngineRunner):
         here = (self.epoch + 1, self.iter) if by_epoch else (self.epoch, self.iter + 1)
         meta = {"epoch": here[0], "iter": here[1], **(meta or {})}
         if save_optimizer:  # a checkpoint to resume from
-            self.resume_point.note(self.train_loop.position(meta["epoch"], meta["iter"]))
+            self.training_state.note(self.train_loop.position(meta["epoch"], meta["iter"]))
         options = dict(kwargs, save_optimizer=save_optimizer, meta=meta, by_epoch=by_epoch)
         if not is_main_process():
             return
@@ -145,13 +144,13 @@ class Runner(MMEngineRunner):
             super().save_checkpoint(out_dir, filename, *args, backend_args=backend_args, **options)
             return
         os.makedirs(out_dir, exist_ok=True)
-        with atomic_write(osp.join(out_dir, filename)) as aside:
-            super().save_checkpoint(str(aside.parent), aside.name, *args, **options)
+        with atomic_write(osp.join(out_dir, filename)) as unfinished:
+            super().save_checkpoint(str(unfinished.parent), unfinished.name, *args, **options)
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resume model, optimizer, schedules, random states and the place in the data."""
         super().resume(filename, *args, **kwargs)
-        point = self.resume_point
+        point = self.training_state
         for reason in (self.train_loop.resume(point.position, seed=self.seed), point.restore()):
             if reason:
                 self.logger.warning(f"--resume: {reason}")
@@ -163,7 +162,7 @@ class Runner(MMEngineRunner):
             broadcast_object_list(found)
             if found[0] is None:
                 self.logger.warning(
-                    f"--resume: there is no checkpoint in {self.work_dir}, training begins anew"
+                    f"--resume: no checkpoint in {self.work_dir}, training starts from the beginning"
                 )
                 return
             self._load_from = found[0]
@@ -188,6 +187,20 @@ class Runner(MMEngineRunner):
         """Test."""
         with workers_ended():
             return super().test()
+
+
+def _check_loop(cfg: Any) -> None:
+    """Raise ValueError if a training loop of mmengine's is given a key it does not take, or text."""
+    loop = cfg.get("type") if isinstance(cfg, Mapping) else None
+    if loop in _SAFER:
+        known = inspect.signature(_SAFER[loop].__base__).parameters
+        for key, value in cfg.items():
+            if key != "type" and key not in known:
+                raise ValueError(
+                    f"train_cfg.{key}: {loop} takes no {key!r}{did_you_mean(key, known)}"
+                )
+            if key != "type" and isinstance(value, str):
+                raise ValueError(f"train_cfg.{key}: expected a number, got {value!r}")
 
 
 def _safer(cfg: Any) -> Any:

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 from ..backbone.reparameterize import reparameterize, split_patch_embeddings
 from ..engine.config import load_config
 from ..engine.devices import check_device
-from ..engine.models import load_whole, read_checkpoint
+from ..engine.models import load_model
 from .geometry import (
     CROP_SIZE,
     are_intrinsics,
@@ -246,7 +245,6 @@ def load_hand_model(config: str, checkpoint: str, *, mano: str | None = None) ->
         raise ValueError(
             f"{config} describes a {model_cfg.get('type')}, expected a HandMeshModel, as configs/hand do"
         )
-    content = read_checkpoint(checkpoint)
     if mano is not None:
         trained = model_cfg.head.get("mano")
         if (trained == "synthetic") != (mano == "synthetic"):  # a mix is a mesh, but a wrong one
@@ -255,10 +253,7 @@ def load_hand_model(config: str, checkpoint: str, *, mano: str | None = None) ->
                 file=sys.stderr,
             )
         model_cfg.head.mano = mano
-    init_default_scope(cfg.get("default_scope", "mmengine"))
-    model_cfg.backbone.init_cfg = None
-    model = MODELS.build(model_cfg).eval()
-    load_whole(model, content["state_dict"], checkpoint=checkpoint, config=config)
+    model: Any = load_model(cfg, checkpoint)
     return model
 
 

@@ -16,7 +16,7 @@ import re
 import ssl
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,15 +31,9 @@ import safetensors.torch
 import timm
 import torch
 from mmengine.dist import barrier, get_rank
-from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, get_mmcls_models, get_torchvision_models
-from mmengine.runner.checkpoint import (
-    _get_mmengine_home,
-    _process_mmcls_checkpoint,
-    get_deprecated_model_names,
-    get_external_models,
-)
+from mmengine.runner.checkpoint import _process_mmcls_checkpoint, get_external_models
 from torch import Tensor
 
 _BY_PATH = "Without a network, fetch the file elsewhere and give its path."
@@ -51,7 +45,13 @@ _WAYS_OUT = (
 # As torchvision and OpenMMLab put the first digits of the SHA-256 into names.
 _HASHED = re.compile(r"-[0-9a-f]{8,}\.")
 # Names whose URLs mmengine has in tables.
-_TABLES = ("torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://", "mmcls://")
+TABLES = {
+    "torchvision://": get_torchvision_models,
+    "modelzoo://": get_torchvision_models,
+    "open-mmlab://": get_external_models,
+    "openmmlab://": get_external_models,
+    "mmcls://": get_mmcls_models,
+}
 
 
 def read_content(checkpoint: str, *, map_location: Any = "cpu") -> Any:
@@ -62,11 +62,40 @@ def read_content(checkpoint: str, *, map_location: Any = "cpu") -> Any:
         map_location: as in :func:`torch.load`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ConnectionError: it cannot be fetched.
-        ValueError: it cannot be read, or holds code; there is no such name.
+        ValueError: it cannot be read, or holds code; the name is unknown.
     """
     return CheckpointLoader.load_checkpoint(checkpoint, map_location, logger="silent")
+
+
+def mismatched_keys(
+    wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> tuple[list[str], int]:
+    """What keeps a checkpoint's tensors from being a model's; BatchNorm's counters may be missing.
+
+    Args:
+        wanted: the model's state dict.
+        given: the checkpoint's.
+
+    Returns:
+        A phrase for each kind of difference (missing, unexpected, of another shape) with examples, and
+        the number of the model's tensors that the checkpoint supplies.
+    """
+    missing = [k for k in wanted if k not in given and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in given if k not in wanted]
+    misshapen = [
+        f"{k} {tuple(given[k].shape)}, in the model {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in given and given[k].shape != v.shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    problems = [
+        f"{len(keys)} tensors {what} ({'; '.join(keys[:3])}{'; ...' if len(keys) > 3 else ''})"
+        for what, keys in kinds.items()
+        if keys
+    ]
+    return problems, len(wanted) - len(missing) - len(misshapen)
 
 
 def url_of(checkpoint: str) -> str:
@@ -76,25 +105,19 @@ def url_of(checkpoint: str) -> str:
         checkpoint: such as ``torchvision://resnet50``.
 
     Raises:
-        ValueError: there is no such name; the message has similar ones.
+        ValueError: the name is unknown; the message has similar ones.
     """
-    if not checkpoint.startswith(_TABLES):
+    if not checkpoint.startswith(tuple(TABLES)):
         return checkpoint
     scheme, _, name = checkpoint.partition("://")
-    if scheme in ("torchvision", "modelzoo"):
-        known = get_torchvision_models()
-    elif scheme == "mmcls":
-        known = get_mmcls_models()
-    else:
-        known, name = get_external_models(), get_deprecated_model_names().get(name, name)
+    known = TABLES[f"{scheme}://"]()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
         raise ValueError(
             f"{checkpoint}: {scheme}:// has no checkpoint {name!r}"
             + (f"; did you mean {' or '.join(near)}?" if near else "")
         )
-    url = known[name]
-    return url if url.startswith(("http://", "https://")) else osp.join(_get_mmengine_home(), url)
+    return known[name]
 
 
 def cached_path(url: str) -> Path:
@@ -153,25 +176,21 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
             barrier()
 
 
-@CheckpointLoader.register_scheme(prefixes=_TABLES, force=True)
+@CheckpointLoader.register_scheme(prefixes=tuple(TABLES), force=True)
 def load_from_hub(filename: str, map_location: Any = None) -> Any:
     """Load what a name of mmengine's tables stands for; see :func:`url_of`."""
     content = read_content(url_of(filename), map_location=map_location)
     return _process_mmcls_checkpoint(content) if filename.startswith("mmcls://") else content
 
 
-@CheckpointLoader.register_scheme(prefixes=(r"(\S+\:)?s3://", r"(\S+\:)?petrel://"), force=True)
-def load_from_ceph(filename: str, map_location: Any = None) -> Any:
-    """Load an object of a store that mmengine reaches through its backend ``petrel``."""
-    backend = get_file_backend(filename, backend_args={"backend": "petrel"})
-    with backend.get_local_path(filename) as path:
-        return _read(path, map_location, name=filename)
-
-
-@CheckpointLoader.register_scheme(prefixes="pavi://", force=True)
-def load_from_pavi(filename: str, map_location: Any = None) -> NoReturn:
-    """Refuse: the client of that store is not public, so nobody can say what it does with a file."""
-    raise ValueError(f"{filename}: pavi:// is not read here; fetch the file and give its path")
+@CheckpointLoader.register_scheme(
+    prefixes=(r"(\S+\:)?s3://", r"(\S+\:)?petrel://", "pavi://"), force=True
+)
+def refuse_stores(filename: str, map_location: Any = None) -> NoReturn:
+    """Refuse stores of which mmengine's clients are not public."""
+    raise ValueError(
+        f"{filename} is in a store that is not read here; fetch the file and give its path"
+    )
 
 
 @CheckpointLoader.register_scheme(prefixes="timm://")
@@ -240,12 +259,8 @@ def _answers(url: str, *, seconds: float = 5) -> bool:
     """
     try:
         urlopen(Request(url, method="HEAD"), timeout=seconds).close()
-    except HTTPError:
-        return True
-    except (
-        URLError
-    ) as e:  # no connection; what is wrong with a certificate is the hub client's to say
-        return isinstance(e.reason, ssl.SSLError)
+    except URLError as e:  # what is wrong with a certificate is the hub client's to say
+        return isinstance(e, HTTPError) or isinstance(e.reason, ssl.SSLError)
     except (OSError, HTTPException):
         return True
     return True

@@ -9,12 +9,12 @@ from typing import Any
 import mmseg.datasets  # noqa: F401  (registers what test pipelines and class names are made of)
 import numpy as np
 import torch
-from mmseg.apis import inference_model, init_model
+from mmseg.apis import inference_model
 from mmseg.models import BaseSegmentor
 
 from ..engine.config import read_config_file
-from ..engine.devices import check_device, describe_device
-from ..engine.models import load_whole, read_checkpoint
+from ..engine.devices import describe_device
+from ..engine.models import load_model
 from ..io.media import FrameReport, Frames, FrameWriter, for_each_frame, open_input
 from .visualization import draw_segmentation
 
@@ -36,7 +36,6 @@ def load_segmentor(config: str, checkpoint: str, *, device: str) -> BaseSegmento
         ValueError: the device is not there; the config is not of a segmentor; the checkpoint cannot be
             read, or does not fit the config.
     """
-    check_device(device)
     cfg: Any = read_config_file(config)
     if "decode_head" not in cfg.get("model", {}):
         raise ValueError(
@@ -45,12 +44,10 @@ def load_segmentor(config: str, checkpoint: str, *, device: str) -> BaseSegmento
         )
     if "test_pipeline" not in cfg:  # inference_model looks for it there
         cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
-    content = read_checkpoint(checkpoint)
-    # init_model forgets only EncoderDecoder's own; weights of the backbone come with the checkpoint.
-    cfg.model.backbone.init_cfg = None
-    model = init_model(cfg, None, device)
-    load_whole(model, content["state_dict"], checkpoint=checkpoint)
-    model.dataset_meta = _classes_and_palette(content, int(model.num_classes), name=checkpoint)
+    model: Any = load_model(cfg, checkpoint, device=device)
+    model.dataset_meta = _classes_and_palette(
+        model.dataset_meta, int(model.num_classes), name=checkpoint
+    )
     return model
 
 
@@ -137,9 +134,8 @@ def run_demo(
     return text, report.status
 
 
-def _classes_and_palette(content: Mapping[str, Any], count: int, *, name: str) -> dict[str, Any]:
-    """Names and RGB colours of the classes, numbers and random colours where there are none."""
-    meta = content.get("meta", {}).get("dataset_meta") or {}
+def _classes_and_palette(meta: Mapping[str, Any], count: int, *, name: str) -> dict[str, Any]:
+    """Names and RGB colours of the classes, numbers and random colours if there are none."""
     classes, palette = meta.get("classes"), meta.get("palette")
     if not classes:
         print(f"{name} names no classes: they are numbered", file=sys.stderr)

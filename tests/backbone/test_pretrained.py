@@ -82,39 +82,37 @@ def test_apple_names(arch: str, tmp_path: Path) -> None:
     assert not any(k.startswith(("stem", "stages", "head.fc")) for k in apple)
     model = FastViT(arch)
     report = load_pretrained(model, save(tmp_path, {"state_dict": apple, "epoch": 300}))
-    assert report.family == "apple"
+    assert report.format == "apple"
     assert {k.split(".")[0] for k in report.new} == {"norm0", "norm1", "norm2", "norm3"}
     assert {k.split(".")[0] for k in report.left_out} == {"conv_exp", "head"}
     assert set(report.loaded) == {k for k in model.state_dict() if not k.startswith("norm")}
     features_agree(model, oracle)
 
 
-@pytest.mark.parametrize("arch", ["t8", "sa12"])
-@pytest.mark.parametrize("names", ["apple", "timm"])
-def test_fused_by_timm_or_apple_into_deploy(arch: str, names: str, tmp_path: Path) -> None:
-    # In float64 throughout, for the fusion's own rounding in float32 is 1e-7.
-    state_dict = timm.utils.reparameterize_model(classifier(arch).double()).state_dict()
+@pytest.mark.parametrize("deploy", [True, False])
+@pytest.mark.parametrize(("names", "arch"), [("apple", "t8"), ("timm", "sa12"), ("bare", "t8")])
+def test_fused_by_timm_or_apple_is_refused(
+    names: str, arch: str, deploy: bool, tmp_path: Path
+) -> None:
+    state_dict = timm.utils.reparameterize_model(classifier(arch)).state_dict()
     if names == "apple":
         state_dict = to_apple(state_dict, arch)
-    path = save(tmp_path, state_dict)
-    model = FastViT(arch, deploy=True).double()
-    assert load_pretrained(model, path).family == f"{names}, fused"
-    features_agree(model, classifier(arch))
-
-    unfused = FastViT(arch)
-    before = {k: v.clone() for k, v in unfused.state_dict().items()}
-    with pytest.raises(ValueError, match="Likely cause: the checkpoint is fused"):
-        load_pretrained(unfused, path)
-    assert all(torch.equal(v, before[k]) for k, v in unfused.state_dict().items())
+    if names == "bare":
+        state_dict = {k: v for k, v in state_dict.items() if k.startswith(("stem", "stages"))}
+    model = FastViT(arch, deploy=deploy)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f"unfused weights.*timm://fastvit_{arch}.apple_in1k"):
+        load_pretrained(model, save(tmp_path, state_dict))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_deploy_round_trip_and_unfused_into_deploy(tmp_path: Path) -> None:
     fused = FastViT("t8", deploy=True)
     path = save(tmp_path, fused.state_dict())
     report = load_pretrained(FastViT("t8", deploy=True), path)
-    assert report.family == "fastvit_dense, fused" and not report.new and not report.left_out
+    assert report.format == "fastvit_dense, fused" and not report.new and not report.left_out
     path = save(tmp_path, FastViT("t8").state_dict())
-    with pytest.raises(ValueError, match="use deploy=False"):
+    with pytest.raises(ValueError, match="with deploy=False"):
         load_pretrained(FastViT("t8", deploy=True), path)
 
 
@@ -123,7 +121,7 @@ def test_timm_names_bare_and_from_ddp(prefix: str, tmp_path: Path) -> None:
     oracle = classifier("t8")
     path = save(tmp_path, {prefix + k: v for k, v in oracle.state_dict().items()})
     model = FastViT("t8")
-    assert load_pretrained(model, path).family == "timm"
+    assert load_pretrained(model, path).format == "timm"
     features_agree(model, oracle)
 
 
@@ -137,7 +135,7 @@ def test_timm_features_only_names(tmp_path: Path) -> None:
     real = timm.create_model("fastvit_sa12", features_only=True).state_dict()
     assert state_dict.keys() == real.keys()
     model = FastViT("sa12")
-    assert load_pretrained(model, save(tmp_path, state_dict)).family == "timm features"
+    assert load_pretrained(model, save(tmp_path, state_dict)).format == "timm features"
     features_agree(model, oracle)
 
 
@@ -159,7 +157,7 @@ def test_own_detector_checkpoint(tmp_path: Path) -> None:
     for prefix in (None, "backbone."):
         model = FastViT("t8")
         report = load_pretrained(model, path, prefix=prefix)
-        assert report.family == "fastvit_dense" and not report.new
+        assert report.format == "fastvit_dense" and not report.new
         assert "neck.lateral.weight" in report.left_out
         assert all(torch.equal(v, trained.state_dict()[k]) for k, v in model.state_dict().items())
     with pytest.raises(
@@ -204,15 +202,15 @@ def broken(change) -> StateDict:  # type: ignore[no-untyped-def]
     [
         (
             lambda s: s.pop("stages.1.blocks.0.mlp.fc1.bias"),
-            r"1 tensors missing, such as stages\.1",
+            r"1 tensors missing \(stages\.1",
         ),
         (
             lambda s: s.update({"stages.1.blocks.0.x": torch.ones(1)}),
-            "1 tensors unexpected, such as",
+            "1 tensors unexpected",
         ),
         (
             lambda s: s.update({"stem.1.conv_scale.conv.weight": torch.ones(48, 1, 3, 3)}),
-            r"of another shape, such as .*\(48, 1, 3, 3\) in the checkpoint, \(48, 1, 1, 1\) in",
+            r"of another shape .*\(48, 1, 3, 3\), in the model \(48, 1, 1, 1\)",
         ),
         (lambda s: s["stages.0.blocks.0.mlp.fc1.bias"].fill_(torch.nan), "1 tensors with NaN"),
     ],
@@ -220,7 +218,7 @@ def broken(change) -> StateDict:  # type: ignore[no-untyped-def]
 def test_damaged(change, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message) as e:
         load_pretrained(FastViT("t8"), save(tmp_path, broken(change)))
-    assert "damaged or was changed" in str(e.value)
+    assert "damaged" in str(e.value)
 
 
 @pytest.mark.parametrize(("given", "wanted"), [("sa24", "sa12"), ("s12", "sa12"), ("t8", "t12")])

@@ -17,12 +17,12 @@ from mmseg.apis import inference_model  # noqa: E402
 from fastvit_dense.backbone.fastvit import FastViT  # noqa: E402
 from fastvit_dense.benchmark.model import (  # noqa: E402
     PARTS,
-    build_model,
     candidates,
     image_to_result,
     read_model_config,
 )
 from fastvit_dense.benchmark.timing import measure  # noqa: E402
+from fastvit_dense.engine.models import build_model
 
 SEGMENTOR = str(ROOT / "configs/seg/fpn_fastvit-t8_demo-regions.py")
 DETECTOR = str(ROOT / "configs/det/mask-rcnn_fastvit-t8_fpn_demo-shapes.py")

@@ -16,7 +16,7 @@ pytest.importorskip("mmseg")
 
 from fastvit_dense.doctor.preflight import KeyValues, check_run, read_config
 from fastvit_dense.engine.config import load_config
-from fastvit_dense.engine.models import parts_are_welcome
+from fastvit_dense.engine.models import partial_loading
 from fastvit_dense.synthetic.ade20k import write_ade20k
 from fastvit_dense.synthetic.coco import write_coco
 from fastvit_dense.synthetic.freihand import write_freihand
@@ -368,7 +368,7 @@ def test_detector_refuses_a_segmentor(flat: dict, tmp_path: Path) -> None:
     model = init_detector(flat[DET], str(tmp_path / "det.pth"), device="cpu")
     weights = torch.load(tmp_path / "det.pth")["state_dict"]
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
-    with parts_are_welcome():
+    with partial_loading():
         model.load_state_dict(torch.load(tmp_path / "seg.pth")["state_dict"], strict=False)
 
 

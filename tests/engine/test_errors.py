@@ -1,12 +1,22 @@
 """A user's mistake ends a tool with one line, a mistake in the code with its traceback."""
 
 import json
-from collections.abc import Callable
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+from conftest import ROOT
 from torch._utils import ExceptionWrapper
+from toy_training import write_config
 
 from fastvit_dense.engine.errors import end_in_one_line, users_mistake
 from fastvit_dense.io.files import why_unwritable
@@ -84,9 +94,104 @@ def test_status_and_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monk
         end_in_one_line(tool("int('x')"))
 
 
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["tools/thing.py", "--traceback", "x"])
+    with pytest.raises(ValueError, match="say how"):
+        end_in_one_line(tool("raise ValueError('say how')"))
+    assert sys.argv == ["tools/thing.py", "x"]
+
+
 def test_folders(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in ("file", "file/deep/down"):
         assert f"{tmp_path}/file is a file" in why_unwritable(tmp_path / folder)
     assert not why_unwritable(tmp_path) and not why_unwritable(tmp_path / "new/and/deep")
     assert not (tmp_path / "new").exists()
+
+
+# --- what users were seen to type
+
+DET = ROOT / "configs/det/mask-rcnn_fastvit-sa12_fpn_1x_coco.py"
+SEG = ROOT / "configs/seg/fpn_fastvit-sa12_8xb4-40k_ade20k-512x512.py"
+
+
+@pytest.fixture
+def typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Iterator[Callable[..., str]]:
+    """Run a tool of which the user's mistake is expected; gives the last line, which is of the tool."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    before = signal.getsignal(signal.SIGINT)
+    Path("x.pth").write_bytes(b"PK")
+    Path("file").touch()
+    Path("fused.py").write_text(f"_base_ = '{DET}'\nmodel = dict(backbone=dict(deploy=True))\n")
+    cv2.imwrite("image.png", np.zeros((64, 64, 3), np.uint8))
+
+    def run(name: str, *words: object) -> str:
+        path = str(ROOT / f"tools/{name}.py")
+        monkeypatch.setattr("sys.argv", [path, *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(path, run_name="__main__")
+        assert end.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 or lines[0].startswith("usage:")  # argparse's
+        return lines[-1]
+
+    yield run
+    signal.signal(signal.SIGINT, before)
+
+
+DEMO = ("seg_demo", "image.png", "--device", "cpu", "--config")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "x.pth"), "the config comes first"),
+        (("test", "x.pth", DET), "the config comes first"),
+        (("reparameterize", "x.pth", DET, "out.pth"), "the config comes first"),
+        (("reparameterize", DET, DET, "out.pth"), "is a config: the config comes first"),
+        ((*DEMO, "x.pth", "--checkpoint", SEG), "x.pth' is no config"),
+        ((*DEMO, SEG, "--checkpoint", SEG), "is a config"),
+        ((*DEMO, DET, "--checkpoint", "x.pth"), "a MaskRCNN, expected a segmentor"),
+        ((*DEMO, SEG, "--checkpoint", "x.pth", "--device", "cuda:99"), "'cuda:99'"),
+        ((*DEMO, SEG, "--checkpoint", "x.pth", "--device", "tpu"), "expected cpu or cuda:0"),
+        ((*DEMO, SEG, "--checkpoint", "x.pth", "--out", "file"), "file is a file"),
+        (("train", DET, "--work-dir", "file/run"), "file is a file"),
+        (("test", DET, "x.pth", "--work-dir", "file"), "file is a file"),
+        (("test", DET, "x.pth", "--out", "file/x.pkl"), "file is a file"),
+        (("test", DET, "x.pth", "--show-dir", "file"), "file is a file"),
+        (("train", DET, "--cfg-options", "a=[(1,2"), "bracket"),
+        (("test", DET, "x.pth", "--cfg-options", "a=(1,2]"), "bracket"),
+        (("train", DET, "--cfg-options", "train_cfg.max_epochs=three"), "expected a number"),
+        (("train", DET, "--cfg-options", "train_cfg.max_epoch=3"), "did you mean 'max_epochs'"),
+        (("train", DET, "--launcher", "pytorch"), "RANK, .*torchrun"),
+        (("train", DET, "--launcher", "slurm"), "SLURM_PROCID, .*srun"),
+        (("train", "fused.py"), "fused model.*for inference"),
+    ],
+)
+def test_mistakes_at_the_prompt(typed: Callable[..., str], words: tuple, message: str) -> None:
+    line = typed(*words)
+    assert re.search(message, line), line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("max_epoch=3", "did you mean 'max_epochs'"), ("max_epochs='three'", "expected a number")],
+)
+def test_training_loop_in_the_config(change: str, message: str, tmp_path: Path) -> None:
+    """What a training logs has the traceback, the terminal the line."""
+    config = write_config(tmp_path / "toy.py", by_epoch=True)
+    config.write_text(f"{config.read_text()}\ntrain_cfg.update({change})\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/train.py", config, "--work-dir", tmp_path / "run"],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
+    assert message in done.stderr.splitlines()[-1]
+    (log,) = (tmp_path / "run").glob("*/*.log")
+    assert "Traceback" in log.read_text() and message in log.read_text()

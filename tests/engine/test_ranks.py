@@ -12,7 +12,7 @@ from conftest import ROOT
 from test_resume import assert_same_end, last
 from toy_training import KILL_AT, STOP_AT, STOP_VAL_AT, write_config
 
-from fastvit_dense.engine.preemption import INTERRUPTED
+from fastvit_dense.engine.preemption import PREEMPTED
 
 PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
@@ -47,12 +47,12 @@ def test_one_is_told_both_stop(tmp_path: Path) -> None:
     assert train(config, tmp_path / "whole", 29601) == [0, 0]
     text = (tmp_path / "whole_0.log").read_text()
     status = train(config, tmp_path / "parts", 29602, **{STOP_AT: "5"})
-    assert status == [INTERRUPTED, INTERRUPTED]
+    assert status == [PREEMPTED, PREEMPTED]
     assert last(tmp_path / "parts")["meta"]["iter"] == 5
     assert len(last(tmp_path / "parts")["random_states"]) == 2
     # Then in the validation after two epochs.
     status = train(config, tmp_path / "parts", 29607, "--resume", **{STOP_VAL_AT: "1"})
-    assert status == [INTERRUPTED, INTERRUPTED]
+    assert status == [PREEMPTED, PREEMPTED]
     assert last(tmp_path / "parts")["meta"]["iter"] == 6
     assert train(config, tmp_path / "parts", 29603, "--resume") == [0, 0]
     assert_same_end(tmp_path / "whole", tmp_path / "parts", iterations=12)
@@ -77,7 +77,7 @@ def test_a_lost_one_ends_the_other(tmp_path: Path) -> None:
     config = write_config(tmp_path / "toy.py", by_epoch=True, epochs=4)
     start = time.monotonic()
     status = train(config, tmp_path / "run", 29604, **{KILL_AT: "4"})
-    assert status[1] == -9 and status[0] not in (0, INTERRUPTED)
+    assert status[1] == -9 and status[0] not in (0, PREEMPTED)
     assert time.monotonic() - start < 60
     log = (tmp_path / "run_0.log").read_text()
     assert "Error" in log.splitlines()[-1] or "closed by peer" in log

@@ -19,8 +19,8 @@ from toy_training import BEGUN, STOP_AT, STOP_VAL_AT, write_config
 
 from fastvit_dense.engine.hooks import SafeCheckpointHook
 from fastvit_dense.engine.models import read_checkpoint
-from fastvit_dense.engine.preemption import INTERRUPTED
-from fastvit_dense.engine.resume import Draw, SeededDataset, find_checkpoint
+from fastvit_dense.engine.preemption import PREEMPTED
+from fastvit_dense.engine.resume import SeededDataset, SeededIndex, find_checkpoint
 from fastvit_dense.io.files import atomic_write
 
 
@@ -97,10 +97,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_epochs_stopped_twice(folder: Path, tmp_path: Path) -> None:
     # In the middle of an epoch, later at the end of one; then with workers, which changes nothing.
     config = folder / "epochs.py"
-    text = train(config, tmp_path, stop_at=15, status=INTERRUPTED)
+    text = train(config, tmp_path, stop_at=15, status=PREEMPTED)
     assert "stopped by SIGTERM after iteration 15" in text
     assert last(tmp_path)["meta"]["iter"] == 15
-    train(config, tmp_path, "--resume", stop_at=15, status=INTERRUPTED)
+    train(config, tmp_path, "--resume", stop_at=15, status=PREEMPTED)
     assert last(tmp_path)["meta"]["iter"] == 30
     train(folder / "epochs_workers.py", tmp_path, "--resume")
     assert_same_end(folder / "epochs", tmp_path)
@@ -110,7 +110,7 @@ def test_epochs_stopped_twice(folder: Path, tmp_path: Path) -> None:
 
 
 def test_iterations_stopped_with_gradients_half_accumulated(folder: Path, tmp_path: Path) -> None:
-    text = train(folder / "iterations_workers.py", tmp_path, stop_at=15, status=INTERRUPTED)
+    text = train(folder / "iterations_workers.py", tmp_path, stop_at=15, status=PREEMPTED)
     assert "stopped by SIGTERM after iteration 16" in text
     train(folder / "iterations.py", tmp_path, "--resume")
     assert_same_end(folder / "iterations", tmp_path)
@@ -120,12 +120,12 @@ def test_iterations_stopped_with_gradients_half_accumulated(folder: Path, tmp_pa
 def test_stopped_in_a_validation(folder: Path, tmp_path: Path, name: str) -> None:
     config = folder / f"{name}.py"
     text = train(
-        config, tmp_path, stop_val_at=3, status=INTERRUPTED
+        config, tmp_path, stop_val_at=3, status=PREEMPTED
     )  # the second, at its first batch
     assert "stopped by SIGTERM after iteration 24" in text
     assert last(tmp_path)["meta"]["iter"] == 24
     if name == "epochs":  # then the same one once more
-        text = train(config, tmp_path, "--resume", stop_val_at=1, status=INTERRUPTED)
+        text = train(config, tmp_path, "--resume", stop_val_at=1, status=PREEMPTED)
         assert "stopped by SIGTERM after iteration 24" in text
     train(config, tmp_path, "--resume")
     assert_same_end(folder / name, tmp_path)
@@ -246,6 +246,6 @@ def test_reading_an_image_leaves_all_random_states_alone(monkeypatch: pytest.Mon
     first = noise[0]
     for seed in (random.seed, np.random.seed, torch.default_generator.manual_seed):
         seed(7)
-    seeded = [data[Draw(0, seed)] for seed in (1, 2, 1)]
+    seeded = [data[SeededIndex(0, seed)] for seed in (1, 2, 1)]
     assert seeded[0] == seeded[2] and not set(seeded[0]) & set(seeded[1])
     assert noise[0] == first

@@ -52,11 +52,23 @@ def test_evaluator_reads_other_annotations(split: str) -> None:
 @pytest.mark.parametrize(
     ("processes", "batch", "accumulate", "enable", "message"),
     [
-        (8, 2, 1, False, "8 processes x 2 images = 16 images a step, as in the recipe; lr 0.0002"),
-        (1, 2, 8, False, "1 processes x 2 images x 8 accumulated steps = 16 images a step, as in"),
+        (
+            8,
+            2,
+            1,
+            False,
+            "8 processes x 2 images = 16 images per step, as in the recipe; lr 0.0002",
+        ),
+        (
+            1,
+            2,
+            8,
+            False,
+            "1 processes x 2 images x 8 accumulated steps = 16 images per step, as in",
+        ),
         (1, 2, 1, False, "scales it to 2.5e-05; optim_wrapper.accumulative_counts=8 keeps it"),
-        (4, 2, 1, True, "8 images a step, recipe 16; lr scaled linearly from 0.0002 to 0.0001"),
-        (2, 4, 2, True, "16 images a step, recipe 16; lr scaled linearly from 0.0002 to 0.0001"),
+        (4, 2, 1, True, "8 images per step, recipe 16; lr scaled linearly from 0.0002 to 0.0001"),
+        (2, 4, 2, True, "16 images per step, recipe 16; lr scaled linearly from 0.0002 to 0.0001"),
         (2, 16, 1, False, "scales it to 0.0004; train_dataloader.batch_size=8 keeps it."),
         (
             2,

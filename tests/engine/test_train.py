@@ -56,7 +56,7 @@ def trained(config: Path) -> Path:
 def test_training_says_what_it_does_and_leaves_what_it_should(trained: Path) -> None:
     text = (trained / "printed.txt").read_text()
     assert re.search(r"mmcv operators: \S+", text)
-    assert "batch: 1 processes x 2 images = 2 images a step, but lr 0.003 is meant for 4" in text
+    assert "batch: 1 processes x 2 images = 2 images per step, but lr 0.003 is meant for 4" in text
     assert (
         "--auto-scale-lr scales it to 0.0015; optim_wrapper.accumulative_counts=2 keeps it" in text
     )
@@ -218,7 +218,7 @@ def test_two_processes_give_the_gradients_of_the_double_batch(pair: Path, tmp_pa
         "train_dataloader.batch_size=2", "optim_wrapper.optimizer.lr=0.0")  # fmt: skip
     text = run("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29517,
                "tools/train.py", config, "--work-dir", double, "--launcher", "pytorch")  # fmt: skip
-    assert "batch: 2 processes x 1 images = 2 images a step" in text
+    assert "batch: 2 processes x 1 images = 2 images per step" in text
     weights = [
         torch.load(folder / "epoch_1.pth")["state_dict"] for folder in (start, single, double)
     ]

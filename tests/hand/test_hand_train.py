@@ -53,7 +53,7 @@ def trained(config: Path) -> Path:
 
 def test_training_says_what_it_does_and_leaves_what_it_should(trained: Path) -> None:
     text = (trained.parent / "printed.txt").read_text()
-    assert "batch: 1 processes x 4 images = 4 images a step" in text
+    assert "batch: 1 processes x 4 images = 4 images per step" in text
     assert "Epoch(train) [2][3/3]" in text  # 3 hands in four versions each
     logged = [
         json.loads(line)
@@ -146,7 +146,7 @@ channels_last = False
         "optim_wrapper.optimizer.lr=0.0")  # fmt: skip
     text = run("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29519,
                "tools/train.py", path, "--work-dir", double, "--launcher", "pytorch")  # fmt: skip
-    assert "batch: 2 processes x 1 images = 2 images a step" in text
+    assert "batch: 2 processes x 1 images = 2 images per step" in text
     weights = [
         torch.load(folder / "epoch_1.pth")["state_dict"] for folder in (start, single, double)
     ]
