@@ -34,7 +34,7 @@ PACKAGES = {
     "mmseg": "mmsegmentation", "pycocotools": "", "pkg_resources": "setuptools", "addict": "", "yapf": "",
     "platformdirs": "", "termcolor": "", "terminaltables": "", "prettytable": "", "wcwidth": "",
     "shapely": "", "ftfy": "", "regex": "", "trimesh": "", "rich": "", "cv2": "opencv-python-headless",
-    "scipy": "", "matplotlib": "", "tensorboard": "", "tqdm": "", "onnx": "", "pytest": "",
+    "scipy": "", "ijson": "", "matplotlib": "", "tensorboard": "", "tqdm": "", "onnx": "", "pytest": "",
 }  # fmt: skip
 ITERATIONS, WORKERS = 30, 4
 STOPPED = 75  # exit status of a training that was stopped by a signal and saved
