@@ -263,7 +263,7 @@ def test_tools_name_the_command_that_brings_their_packages(tool, venv, tmp_path)
     result = run(sys.executable, "-S", f"tools/{tool}", cwd=tmp_path)  # -S: no packages
     assert result.returncode == 1 and result.stdout == ""
     (line,) = result.stderr.splitlines()
-    assert re.match(rf"{tool[:-3]}: .* package \w+ ", line) and "pip install -e" in line
+    assert re.match(rf"{tool[:-3]}: .*package \w+ ", line) and "pip install -e" in line
     assert "source .venv/bin/activate" in line and ("make setup" in line) != venv
 
 

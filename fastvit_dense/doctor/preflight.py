@@ -130,16 +130,16 @@ def check_run(cfg: Config, *, train: bool, outputs: Mapping[str, str | None] | N
     needed = ["train_dataloader", "train_cfg", "optim_wrapper"] if train else []
     if missing := [key for key in needed if not cfg.get(key)]:
         raise ValueError(f"{cfg.filename} cannot be trained: it has no {', '.join(missing)}")
+    if train and ((cfg.get("model") or {}).get("backbone") or {}).get("deploy"):
+        raise ValueError(
+            f"{cfg.filename} is of a fused model, for inference: train the unfused one"
+        )
     splits = ["train"] * train + ["val"] * (train and bool(cfg.get("val_cfg")))
     with quiet():
         registry.init_default_scope(cfg.get("default_scope") or "mmengine")
         for found in check_parts(cfg, splits or ["test"], {}):
             raise ValueError(str(found))
         model = build_model(cfg)
-        if train and any(getattr(part, "deploy", False) for part in model.modules()):
-            raise ValueError(
-                f"{cfg.filename} is of a fused model, for inference: train the unfused one"
-            )
         for found in check_weights(model) if train else ():
             raise ValueError(str(found))
     if cfg.get("load_from") and cfg.get("load_strict", True):
@@ -170,7 +170,10 @@ def check_parts(
     missing = []
     for where, node in dataset_cfgs(cfg, splits):
         try:
-            dataset = _build(registry.DATASETS, {**node, "lazy_init": True})
+            with registry.DATASETS.switch_scope_and_registry(node.get("_scope_")) as scoped:
+                kind = scoped.get(node["type"]) if isinstance(node.get("type"), str) else None
+            lazy = isinstance(kind, type) and issubclass(kind, BaseDataset)
+            dataset = _build(registry.DATASETS, {**node, **({"lazy_init": True} if lazy else {})})
         except ValueError as error:
             yield Diagnostic(ERROR, where, str(error))
             continue

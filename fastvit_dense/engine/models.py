@@ -74,7 +74,9 @@ def build_model(cfg: Config, *, device: str = "cpu") -> nn.Module:
     top = {"data_preprocessor": cfg.data_preprocessor} if cfg.get("data_preprocessor") else {}
     model: Any = revert_sync_batchnorm(MODELS.build(copy.deepcopy({**top, **cfg.model})))
     model.cfg = cfg
-    return model.to(device).eval()
+    if device != "cpu":  # one built on the meta device, to be counted, has no data to move
+        model = model.to(device)
+    return model.eval()
 
 
 def load_model(config: str | Config, checkpoint: str, *, device: str = "cpu") -> nn.Module:

@@ -1,6 +1,5 @@
 """mmengine's Runner that also runs distributed on a CPU, loads strictly, and survives being stopped."""
 
-import inspect
 import os
 import os.path as osp
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..compat import mmcv_ops
 from ..io.files import atomic_write, remove_unfinished
-from .config import _LAUNCHERS, batch_message, did_you_mean
+from .config import _LAUNCHERS, batch_message
 from .hooks import CheckpointFits, SafeCheckpointHook, ValidateRankZero
 from .models import partial_loading
 from .preemption import StopOnNaN, StopOnSignal, outlast_signals, workers_ended
@@ -69,7 +68,6 @@ class Runner(MMEngineRunner):
         if isinstance(loop, Mapping) and "by_epoch" in loop:
             kind = "EpochBasedTrainLoop" if loop["by_epoch"] else "IterBasedTrainLoop"
             loop = {"type": kind, **{k: v for k, v in loop.items() if k != "by_epoch"}}
-        _check_loop(loop)
         return super().build_train_loop(_safer(loop))
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -187,20 +185,6 @@ class Runner(MMEngineRunner):
         """Test."""
         with workers_ended():
             return super().test()
-
-
-def _check_loop(cfg: Any) -> None:
-    """Raise ValueError if a training loop of mmengine's is given a key it does not take, or text."""
-    loop = cfg.get("type") if isinstance(cfg, Mapping) else None
-    if loop in _SAFER:
-        known = inspect.signature(_SAFER[loop].__base__).parameters
-        for key, value in cfg.items():
-            if key != "type" and key not in known:
-                raise ValueError(
-                    f"train_cfg.{key}: {loop} takes no {key!r}{did_you_mean(key, known)}"
-                )
-            if key != "type" and isinstance(value, str):
-                raise ValueError(f"train_cfg.{key}: expected a number, got {value!r}")
 
 
 def _safer(cfg: Any) -> Any:

@@ -588,7 +588,7 @@ def test_checkpoints(tmp_path: Path) -> None:
 
     state.pop("module.decode_head.conv_seg.bias")
     torch.save(dict(state_dict=state), path)
-    with pytest.raises(ValueError, match="does not fit this config: 1 tensors missing"):
+    with pytest.raises(ValueError, match="does not fit .*: 1 tensors missing"):
         load_model(str(SEG), str(path))
     torch.save(dict(weights=1), path)
     with pytest.raises(ValueError, match="holds no 'state_dict'"):

@@ -391,7 +391,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: Any, tool: str, *arguments: o
     [
         ("benchmark", []),
         ("seg_demo", ["{image}", "--config", SEG, "--checkpoint", "x.pth"]),
-        ("hand_demo", ["{image}", "--checkpoint", "x.pth"]),
+        ("hand_demo", ["{image}", "--config", HAND, "--checkpoint", "x.pth"]),
     ],
 )
 def test_no_driver(
@@ -418,8 +418,11 @@ def test_tools_end_in_one_line(
 
     text = ends("seg_demo", image, "--config", det, "--checkpoint", "x.pth", "--device", "cpu")
     assert "describes a MaskRCNN, expected a segmentor" in text
-    text = ends("hand_demo", image, "--config", det, "--checkpoint", "none.pth")
+    hand = str(ROOT / HAND)
+    text = ends("hand_demo", image, "--config", hand, "--checkpoint", "none.pth")
     assert "checkpoint 'none.pth' does not exist" in text
+    text = ends("hand_demo", image, "--config", det, "--checkpoint", "none.pth")
+    assert "expected a HandMeshModel" in text
     Path("x.pth").write_bytes(b"PK")
     assert "is no config file" in ends("reparameterize", "x.pth", det, "out.pth")
     assert "is a config" in ends("reparameterize", det, seg, "out.pth")
@@ -427,7 +430,8 @@ def test_tools_end_in_one_line(
     assert "is a file" in ends(
         "seg_demo", image, "--config", seg, "--checkpoint", "x.pth", "--out", "x.pth"
     )
-    assert "is a file" in ends("hand_demo", image, "--checkpoint", "x.pth", "--out", "x.pth/deep")
+    arguments = ("--config", hand, "--checkpoint", "x.pth", "--out", "x.pth/deep")
+    assert "is a file" in ends("hand_demo", image, *arguments)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.pth"]
 
 

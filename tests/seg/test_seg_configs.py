@@ -148,11 +148,19 @@ def resized(**size: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("config", "pipeline", "why"),
     [
-        (ADE20K, NOT_RESIZED, "1024x256 pixels, .* 1 times"),
-        (ADE20K, resized(scale=(4096, 1024)), "4096x1024"),
-        (ADE20K, resized(scale=200), "200x200"),
-        ("fpn_fastvit-t8_demo-regions.py", resized(scale=(512, 512)), "0.75 times"),
-        ("fpn_fastvit-t8_demo-regions.py", resized(scale_factor=2.0), "2 times"),
+        (
+            ADE20K,
+            NOT_RESIZED,
+            "1024, 256.*, the test pipeline to .*'scale_factor', 1.0",
+        ),
+        (ADE20K, resized(scale=(4096, 1024)), "the test pipeline to .*'scale', 4096, 1024"),
+        (ADE20K, resized(scale=200), "the test pipeline to .*'scale', 200, 200"),
+        ("fpn_fastvit-t8_demo-regions.py", resized(scale=(512, 512)), "'scale_factor', 0.75"),
+        (
+            "fpn_fastvit-t8_demo-regions.py",
+            resized(scale_factor=2.0),
+            "test pipeline to .*'scale_factor', 2.0",
+        ),
         (ADE20K, resized(scale=(1500, 500)), None),
         ("fpn_fastvit-t8_demo-regions.py", resized(scale_factor=1.2), None),
     ],
