@@ -175,10 +175,7 @@ def hand_files(
                 lines.write(json.dumps(content) + "\n")
             else:
                 with atomic_write(folder / f"{stem}.json", sync=False) as aside:
-                    text = ",\n".join(
-                        f" {json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()
-                    )
-                    aside.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+                    aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
             if mesh != "none":
                 vertices = hand.vertices if hand.vertices_camera is None else hand.vertices_camera
                 write_mesh(folder / f"{stem}.{mesh}", vertices, hand.faces)

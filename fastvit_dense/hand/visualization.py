@@ -83,12 +83,7 @@ def draw_overlay(
 
     Returns:
         A new (H, W, 3) uint8.
-
-    Raises:
-        ValueError: `opacity` is out of range.
     """
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity is {opacity}, expected 0 (outlines alone) to 1 (image hidden)")
     painted = image.copy()
     region = _region(hand.pixels, image.shape[:2])
     if region is not None:
@@ -164,7 +159,6 @@ def hand_picture(
     faces: np.ndarray,
     *,
     annotated: DrawnHand | None = None,
-    opacity: float = 0.75,
 ) -> np.ndarray:
     """Set side by side: ground truth if there is one, prediction, and the prediction from the side.
 
@@ -175,16 +169,15 @@ def hand_picture(
         hand: the prediction, vertices relative to the root keypoint.
         faces: (F, 3), as in :func:`draw_overlay`.
         annotated: the ground truth, likewise.
-        opacity: of the meshes' surfaces over the image, 0 to 1.
 
     Returns:
         (H, n * W + S, 3) uint8 with n = 1 or 2 and S = min(H, W).
     """
     height, width = image.shape[:2]
-    panels = [draw_overlay(image, hand, faces, opacity=opacity)]
+    panels = [draw_overlay(image, hand, faces)]
     sides = [(hand.vertices, PREDICTED)]
     if annotated is not None:
-        panels.insert(0, draw_overlay(image, annotated, faces, colour=ANNOTATED, opacity=opacity))
+        panels.insert(0, draw_overlay(image, annotated, faces, colour=ANNOTATED))
         sides.append((annotated.vertices, ANNOTATED))
     return np.hstack([*panels, draw_side_view(sides, faces, size=(height, min(height, width)))])
 

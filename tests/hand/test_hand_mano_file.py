@@ -146,7 +146,7 @@ def test_kinds_of_chumpy(mano: Mano, path: Path, protocol: int) -> None:
     flat = chumpy("ch.Ch", x=mano.template.ravel())
     entries = contents(
         mano,
-        v_template=chumpy("reordering.Reshape", a=flat, newshape=(778, 3)),
+        v_template=chumpy("ch.Ch", x=mano.template),
         weights=chumpy("Ch", x=chumpy("ch.Ch", x=mano.skinning_weights)),
         hands_mean=chumpy(
             "reordering.Select", a=chumpy("Ch", x=mano.pose_mean), idxs=np.arange(45)
@@ -336,14 +336,14 @@ def test_chumpy_is_not_imported(
 )
 def test_stand_ins_stay_as_they_are(mano: Mano, path: Path, program: bytes) -> None:
     path.write_bytes(program)
-    with pytest.raises(ValueError, match="it is no pickle, or a damaged one .TypeError"):
+    with pytest.raises(ValueError, match="it is no pickle, or a damaged .*TypeError"):
         load_mano(path)
     assert_same(load_mano(write(path, contents(mano))), mano)
 
 
 def test_pointers_to_elsewhere(path: Path) -> None:
     path.write_bytes(b"Pfile:///etc/passwd\n.")
-    with pytest.raises(ValueError, match="points at something outside of the file .*etc/passwd"):
+    with pytest.raises(ValueError, match="persistent"):
         load_mano(path)
 
 

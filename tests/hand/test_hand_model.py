@@ -25,7 +25,7 @@ from fastvit_dense.hand.model import (
     add_predictions,
     targets_of,
 )
-from fastvit_dense.hand.transforms import HandTTAModel, nearest_rotation
+from fastvit_dense.hand.transforms import HandTTAModel
 from fastvit_dense.synthetic.hands import sample_betas, sample_pose
 
 TERM = dict(criterion="mse")
@@ -278,21 +278,6 @@ def test_views_of_one_hand_merge_into_it(head: ManoHead) -> None:
         assert torch.allclose(sample.pred.camera, hands.camera[i], atol=1e-4)
         wanted = to_pixels(hands.keypoints_2d[i], 224)
         assert torch.allclose(sample.pred.keypoints_2d, wanted, atol=1e-2)
-
-
-def test_nearest_rotation() -> None:
-    axis = torch.randn(20, 3, dtype=torch.float64)
-    rotation = axis_angle_to_matrix(axis)
-    assert torch.allclose(nearest_rotation(rotation), rotation)
-    # The mean of turns by a and -a about one axis is no turn.
-    mean = (axis_angle_to_matrix(axis) + axis_angle_to_matrix(-axis)) / 2
-    small = axis.norm(dim=1) < math.pi / 2
-    assert small.any()
-    assert torch.allclose(
-        nearest_rotation(mean[small]), torch.eye(3, dtype=torch.float64), atol=1e-9
-    )
-    mirrored = torch.diag(torch.tensor([1.0, 1.0, -0.1], dtype=torch.float64))
-    assert torch.allclose(nearest_rotation(mirrored), torch.eye(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("arch", "channels"), [("t8", 384), ("sa12", 512)])

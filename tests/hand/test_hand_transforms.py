@@ -129,12 +129,6 @@ def test_uncropped_is_exact() -> None:
         np.testing.assert_allclose(back, points, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("numbers", [(0, 0.0), (-5, 0.0), (np.nan, 0.0), (180, np.inf)])
-def test_impossible_crop(numbers: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="finite numbers and sizes above zero"):
-        crop_matrix((112, 112), numbers[0], 224, rotation=numbers[1])
-
-
 def test_quarter_turn_of_the_image_is_exact() -> None:
     """About the middle of the pixels, which for an even size lies between four of them."""
     image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
