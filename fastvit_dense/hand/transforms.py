@@ -54,10 +54,8 @@ def load_image(path: str | Path) -> np.ndarray:
     """
     image = read_image(path, flags=cv2.IMREAD_UNCHANGED)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        channels = image.shape[2] if image.ndim == 3 else 1
         raise ValueError(
-            f"{path} has {channels} channel{'s' * (channels > 1)} of {8 * image.itemsize} bits: "
-            "expected a colour image of 3 channels of 8 bits"
+            f"{path} is {image.dtype} of shape {image.shape}: expected a colour image, 3 channels of uint8"
         )
     return image
 

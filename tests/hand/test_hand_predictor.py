@@ -243,7 +243,7 @@ def seen(K: np.ndarray, turn: np.ndarray, place: np.ndarray, crop_middle: np.nda
     pixels = (keypoints @ turn.T + place) @ K.T
     unused: Any = None
     return HandResult(
-        vertices, keypoints, unused, pixels[:, :2] / pixels[:, 2:], unused, None, None,
+        vertices, keypoints, unused, pixels[:, :2] / pixels[:, 2:], unused,
         unused, unused, unused, crop_from_box((2000, 2000), (*(crop_middle - 50), 100, 100)), False,
     )  # fmt: skip
 

@@ -258,9 +258,9 @@ _NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     ("content", "message"),
     [
         (_jpeg(_NOISE)[:-900], "truncated JPEG"),
-        (_jpeg(_NOISE[..., 0]), "1 channel of 8 bits: expected a colour image"),
-        (cv2.imencode(".png", _NOISE.astype(np.uint16))[1].tobytes(), "3 channels of 16 bits"),
-        (cv2.imencode(".png", np.dstack([_NOISE, _NOISE[..., :1]]))[1].tobytes(), "4 channels"),
+        (_jpeg(_NOISE[..., 0]), r"\(64, 64\): expected a colour image"),
+        (cv2.imencode(".png", _NOISE.astype(np.uint16))[1].tobytes(), "uint16"),
+        (cv2.imencode(".png", np.dstack([_NOISE, _NOISE[..., :1]]))[1].tobytes(), r"\(64, 64, 4\)"),
         (b"GIF, honestly", "not an image that OpenCV can read: it may be damaged"),
         (b"", "it is empty"),
     ],
