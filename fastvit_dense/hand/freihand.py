@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import os
 import re
@@ -52,9 +50,8 @@ def load_json_array(path: str | Path, shape: tuple[int, ...]) -> np.ndarray:
     array = _open_cache(cache, shape)
     if array is None:
         array = parse_json_array(path, shape)
-        if status.st_size >= _CACHE_FROM and _write_cache(cache, array, name=path.name):
-            array = _open_cache(cache, shape)
-    assert array is not None
+        if status.st_size >= _CACHE_FROM:
+            array = _cached(array, cache, path.name)
     array.setflags(write=False)
     return array
 
@@ -125,29 +122,20 @@ def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return array if is_ours and array.shape[1:] == shape else None
 
 
-def _write_cache(cache: Path, array: np.ndarray, *, name: str) -> bool:
-    """Write the cache, and remove those of earlier versions."""
+def _cached(array: np.ndarray, cache: Path, name: str) -> np.ndarray:
+    """Write the cache, remove those of earlier versions, and map it into memory."""
     try:
         with atomic_write(cache) as aside, aside.open("wb") as stream:
             np.save(stream, array, allow_pickle=False)
+        for old in set(cache.parent.glob(f"{name}.[0-9]*-[0-9]*.npy")) - {cache}:
+            old.unlink(missing_ok=True)
+        return np.load(cache, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        _log_without_cache(str(cache.parent), error.strerror)
-        return False
-    for old in cache.parent.glob(f"{name}.[0-9]*-[0-9]*.npy"):
-        if old != cache:
-            with contextlib.suppress(OSError):
-                old.unlink()
-    return True
-
-
-@functools.cache
-def _log_without_cache(folder: str, reason: str | None) -> None:
-    print_log(
-        f"{folder} takes no cache of parsed annotations ({reason}): each start parses the JSON files "
-        "again, and each process holds them in its own memory",
-        logger="current",
-        level=logging.WARNING,
-    )
+        _warn(
+            f"{cache.parent} takes no cache of {name} ({error.strerror}): each start parses it again, and "
+            "each process holds it in its own memory"
+        )
+        return array
 
 
 # The training split has all hands before a green screen, then before other pictures, blended in three ways.

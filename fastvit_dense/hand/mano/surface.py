@@ -321,8 +321,7 @@ def build_surface() -> Surface:
     points = Flesh(fingers).settle(points, np.array(free), neighbours)
 
     order = _order_with_tips(len(points), [tips[name] for name in FINGERS])
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
+    number = np.argsort(order)  # its inverse
     return Surface(
         vertices=points[order],
         faces=number[_triangles(points, builder.polygons)],
