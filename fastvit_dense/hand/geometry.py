@@ -303,11 +303,16 @@ def crop_from_box(
         :func:`fastvit_dense.hand.geometry.warp_crop`.
 
     Raises:
-        ValueError: the box is no box, is empty, or lies outside of the image.
+        ValueError: the box is not four finite numbers, is empty, or lies outside of the image.
     """
     height, width = size
     if bbox is not None:
-        x, y, w, h = check_box(bbox, size)
+        x, y, w, h = map(float, bbox) if len(bbox) == 4 else [math.nan] * 4
+        if not (0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height):
+            raise ValueError(
+                f"bbox {tuple(bbox)}: expected x y width height in pixels, neither empty nor outside of "
+                f"the image, which is {width}x{height} pixels (width x height)"
+            )
         center, side = (width - x - w / 2 if left else x + w / 2, y + h / 2), BOX_FACTOR * max(w, h)
     elif (height, width) == (IMAGE_SIZE, IMAGE_SIZE):
         center, side = CROP_CENTER, CROP_SIDE
@@ -317,26 +322,3 @@ def crop_from_box(
     if left:
         matrix = matrix @ homogeneous(np.array([[-1.0, 0, width - 1], [0, 1, 0]]))
     return matrix
-
-
-def check_box(bbox: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Refuse what is no box around a hand in the image.
-
-    Args:
-        bbox: x, y, width, height in pixels.
-        size: height and width of the image.
-
-    Returns:
-        The box.
-
-    Raises:
-        ValueError: these are not four finite numbers, the box is empty, or it lies outside of the image.
-    """
-    height, width = size
-    x, y, w, h = map(float, bbox) if len(bbox) == 4 else [math.nan] * 4
-    if not (0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height):
-        raise ValueError(
-            f"bbox {tuple(bbox)}: expected x y width height in pixels, neither empty nor outside of the "
-            f"image, which is {width}x{height} pixels (width x height)"
-        )
-    return x, y, w, h
