@@ -196,7 +196,7 @@ def write_hands(root: Path, hands: int) -> None:
         cv2.imwrite(str(root / f"evaluation/rgb/{i:08d}.jpg"), np.zeros((224, 224, 3), np.uint8))
 
 
-@pytest.mark.parametrize("name", ["K", "scale", "xyz", "verts"])
+@pytest.mark.parametrize("name", ["K", "xyz", "verts"])
 def test_freihand(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastvit_dense.hand import freihand as json_arrays
     from fastvit_dense.hand.freihand import Annotations, read_annotations

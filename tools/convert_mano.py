@@ -6,7 +6,6 @@ Nothing that the pickle says to run is run, and OUT.npz loads without pickle, ch
 import _environment  # noqa: F401
 import argparse
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 from fastvit_dense.engine.errors import end_in_one_line
@@ -26,9 +25,6 @@ def main() -> None:
     mano = load_mano(args.source)
     save_mano(mano, args.out)
     print(f"{args.source}: a right hand, {len(mano.template)} vertices, {len(mano.faces)} faces")
-    for field in fields(mano):
-        array = getattr(mano, field.name)
-        print(f"  {field.name:18}{' x '.join(map(str, array.shape)):16}{array.dtype}")
     print(
         f"written: {args.out}\n"
         "MANO's licence (https://mano.is.tue.mpg.de/license.html) holds for this file as well: research "

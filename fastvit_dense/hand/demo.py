@@ -127,8 +127,7 @@ def read_intrinsics(values: Sequence[str]) -> np.ndarray:
         (3, 3) float64.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the values are neither, or are no intrinsics.
+        ValueError: the values are neither, the file cannot be read, or these are no intrinsics.
     """
     expected = "expected fx fy cx cy in pixels, or a JSON file with one 3x3 matrix"
     try:
@@ -137,9 +136,7 @@ def read_intrinsics(values: Sequence[str]) -> np.ndarray:
         else:
             fx, fy, cx, cy = map(float, values)
             K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"--K: {values[0]} does not exist; {expected}") from e
-    except (ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError) as e:
         raise ValueError(f"--K {' '.join(values)}: {expected} ({e})") from e
     return check_intrinsics(K)
 
@@ -175,10 +172,7 @@ def hand_files(
                 lines.write(json.dumps(content) + "\n")
             else:
                 with atomic_write(folder / f"{stem}.json", sync=False) as aside:
-                    text = ",\n".join(
-                        f" {json.dumps(k)}: {json.dumps(v)}" for k, v in content.items()
-                    )
-                    aside.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+                    aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
             if mesh != "none":
                 vertices = hand.vertices if hand.vertices_camera is None else hand.vertices_camera
                 write_mesh(folder / f"{stem}.{mesh}", vertices, hand.faces)

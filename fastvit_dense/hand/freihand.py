@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import os
 import re
@@ -21,7 +19,7 @@ from tqdm import tqdm
 
 from ..io.files import atomic_write
 from .geometry import IMAGE_SIZE, are_intrinsics
-from .mano.topology import NUM_KEYPOINTS, NUM_VERTICES, SCALE_BONE
+from .mano.topology import NUM_KEYPOINTS, NUM_VERTICES
 from .transforms import load_image
 
 _CACHE_FROM = 1 << 20  # bytes of text: smaller files are parsed in the blink of an eye
@@ -52,9 +50,8 @@ def load_json_array(path: str | Path, shape: tuple[int, ...]) -> np.ndarray:
     array = _open_cache(cache, shape)
     if array is None:
         array = parse_json_array(path, shape)
-        if status.st_size >= _CACHE_FROM and _write_cache(cache, array, name=path.name):
-            array = _open_cache(cache, shape)
-    assert array is not None
+        if status.st_size >= _CACHE_FROM:
+            array = _cached(array, cache, path.name)
     array.setflags(write=False)
     return array
 
@@ -125,36 +122,26 @@ def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return array if is_ours and array.shape[1:] == shape else None
 
 
-def _write_cache(cache: Path, array: np.ndarray, *, name: str) -> bool:
-    """Write the cache, and remove those of earlier versions."""
+def _cached(array: np.ndarray, cache: Path, name: str) -> np.ndarray:
+    """Write the cache, remove those of earlier versions, and map it into memory."""
     try:
         with atomic_write(cache) as aside, aside.open("wb") as stream:
             np.save(stream, array, allow_pickle=False)
+        for old in set(cache.parent.glob(f"{name}.[0-9]*-[0-9]*.npy")) - {cache}:
+            old.unlink(missing_ok=True)
+        return np.load(cache, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        _log_without_cache(str(cache.parent), error.strerror)
-        return False
-    for old in cache.parent.glob(f"{name}.[0-9]*-[0-9]*.npy"):
-        if old != cache:
-            with contextlib.suppress(OSError):
-                old.unlink()
-    return True
-
-
-@functools.cache
-def _log_without_cache(folder: str, reason: str | None) -> None:
-    print_log(
-        f"{folder} takes no cache of parsed annotations ({reason}): each start parses the JSON files "
-        "again, and each process holds them in its own memory",
-        logger="current",
-        level=logging.WARNING,
-    )
+        _warn(
+            f"{cache.parent} takes no cache of {name} ({error.strerror}): each start parses it again, and "
+            "each process holds it in its own memory"
+        )
+        return array
 
 
 # The training split has all hands before a green screen, then before other pictures, blended in three ways.
 VERSIONS = ("gs", "hom", "sample", "auto")
 _SHAPES: dict[str, tuple[int, ...]] = {
     "K": (3, 3),
-    "scale": (),
     "xyz": (NUM_KEYPOINTS, 3),
     "verts": (NUM_VERTICES, 3),
 }
@@ -168,13 +155,11 @@ class Annotations:
 
     Attributes:
         K: (N, 3, 3), intrinsics in pixels.
-        scale: (N,), length of the bone between keypoints 9 and 10, in metres.
         keypoints: (N, 21, 3), metres; None where the split comes without labels.
         vertices: (N, 778, 3), likewise.
     """
 
     K: np.ndarray
-    scale: np.ndarray
     keypoints: np.ndarray | None = None
     vertices: np.ndarray | None = None
 
@@ -229,13 +214,12 @@ def read_annotations(root: str | Path, split: str) -> Annotations:
                 f"{path} has {len(arrays[name])} entries, {paths['K'].name} has {len(arrays['K'])}: "
                 "they must be of the same hands"
             )
-    found = Annotations(arrays["K"], arrays["scale"], arrays.get("xyz"), arrays.get("verts"))
+    found = Annotations(arrays["K"], arrays.get("xyz"), arrays.get("verts"))
     _check_intrinsics(found.K, paths["K"])
     if found.keypoints is not None and found.vertices is not None:
         rows = np.linspace(0, len(found) - 1, min(len(found), _CHECKED_VERTICES)).astype(int)
         _check_unit(found.keypoints, paths["xyz"])
         _check_unit(found.vertices[rows], paths["verts"])
-        _check_scale(found.scale, found.keypoints, paths["scale"])
         _check_projection(found.keypoints, found.K, paths["xyz"])
     return found
 
@@ -297,30 +281,9 @@ def _check_unit(points: np.ndarray, path: Path) -> None:
     diagonals = np.linalg.norm(points.max(1) - points.min(1), axis=-1)
     typical = float(np.median(diagonals))
     if not _SMALLEST < typical < _LARGEST:
-        units = {"millimetres": 1000, "centimetres": 100}
-        guess = [unit for unit, f in units.items() if _SMALLEST < typical / f < _LARGEST]
         raise ValueError(
             f"{path}: hands have a diagonal of {typical:.3g} (median), expected {_SMALLEST} to "
-            f"{_LARGEST} metres"
-            + (f"; are they in {guess[0]}? Divide by {units[guess[0]]}" if guess else "")
-        )
-
-
-def _check_scale(scale: np.ndarray, keypoints: np.ndarray, path: Path) -> None:
-    """Compare the scale (N,) with the bone that it is the length of: another unit is an error."""
-    a, b = SCALE_BONE
-    bones = np.linalg.norm(keypoints[:, a] - keypoints[:, b], axis=-1)
-    typical = float(np.median(scale) / np.median(bones))
-    if not 0.5 < typical < 2:
-        raise ValueError(
-            f"{path}: scale is {typical:.3g} times the distance of keypoints {a} and {b} (median): "
-            "expected that distance, in metres"
-        )
-    wrong = np.abs(scale - bones) > 0.01 * bones
-    if wrong.any():
-        _warn(
-            f"{path}: {wrong.sum()} of {len(scale)} scales differ by more than 1 % from the distance of "
-            f"keypoints {a} and {b}, the first is number {np.argmax(wrong)}; do the files belong together?"
+            f"{_LARGEST} metres: divide millimetres by 1000"
         )
 
 
@@ -351,8 +314,8 @@ def _warn(message: str) -> None:
 class FreiHAND(BaseDataset):
     """The training or evaluation split of FreiHAND, or of a data set in its layout.
 
-    Each image comes as a dict: img_path; index, its number in the split; K (3, 3), scale; and where
-    annotated, keypoints (21, 3) and vertices (778, 3), in metres, camera frame, float32. The arrays
+    Each image comes as a dict: img_path; index, its number in the split; K (3, 3); and where annotated,
+    keypoints (21, 3) and vertices (778, 3), in metres, camera frame, float32. The arrays
     stay in one place for all workers of a data loader.
 
     Args:
@@ -409,7 +372,6 @@ class FreiHAND(BaseDataset):
         known, row = self.annotations, info["index"] % len(self.annotations)
         info["img_path"] = f"{self.data_root}/{self.split}/rgb/{info['index']:08d}.jpg"
         info["K"] = np.array(known.K[row])
-        info["scale"] = float(known.scale[row])
         if known.keypoints is not None and known.vertices is not None:
             info["keypoints"] = np.array(known.keypoints[row])
             info["vertices"] = np.array(known.vertices[row])

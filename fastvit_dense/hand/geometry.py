@@ -198,16 +198,7 @@ def crop_matrix(
 
     Returns:
         (2, 3) float64, for :func:`map_points` and cv2.warpAffine; :func:`invert_map` gives the way back.
-
-    Raises:
-        ValueError: a size is not positive, or a number is not finite.
     """
-    numbers = (*center, size, out_size, rotation)
-    if not all(map(math.isfinite, numbers)) or size <= 0 or out_size <= 0:
-        raise ValueError(
-            "a crop needs finite numbers and sizes above zero; got "
-            f"center {tuple(center)}, size {size}, out_size {out_size}, rotation {rotation}"
-        )
     linear = axis_rotation(rotation)[:2, :2] * (out_size / size)
     shift = out_size / 2 - linear @ np.asarray(center, np.float64)
     return np.column_stack([linear, shift])
@@ -312,11 +303,16 @@ def crop_from_box(
         :func:`fastvit_dense.hand.geometry.warp_crop`.
 
     Raises:
-        ValueError: the box is no box, is empty, or lies outside of the image.
+        ValueError: the box is not four finite numbers, is empty, or lies outside of the image.
     """
     height, width = size
     if bbox is not None:
-        x, y, w, h = check_box(bbox, size)
+        x, y, w, h = map(float, bbox) if len(bbox) == 4 else [math.nan] * 4
+        if not (0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height):
+            raise ValueError(
+                f"bbox {tuple(bbox)}: expected x y width height in pixels, neither empty nor outside of "
+                f"the image, which is {width}x{height} pixels (width x height)"
+            )
         center, side = (width - x - w / 2 if left else x + w / 2, y + h / 2), BOX_FACTOR * max(w, h)
     elif (height, width) == (IMAGE_SIZE, IMAGE_SIZE):
         center, side = CROP_CENTER, CROP_SIDE
@@ -326,32 +322,3 @@ def crop_from_box(
     if left:
         matrix = matrix @ homogeneous(np.array([[-1.0, 0, width - 1], [0, 1, 0]]))
     return matrix
-
-
-def check_box(bbox: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Refuse what is no box around a hand in the image.
-
-    Args:
-        bbox: x, y, width, height in pixels.
-        size: height and width of the image.
-
-    Returns:
-        The box.
-
-    Raises:
-        ValueError: these are not four numbers, the box is empty, or it lies outside of the image.
-    """
-    height, width = size
-    if len(bbox) != 4 or not all(math.isfinite(v) for v in bbox):
-        raise ValueError(f"bbox is {bbox}: expected four numbers, x y width height in pixels")
-    x, y, w, h = map(float, bbox)
-    box = f"bbox x={x:g} y={y:g} width={w:g} height={h:g}"
-    if w <= 0 or h <= 0:
-        raise ValueError(
-            f"{box} is empty: expected the upper left corner, then width and height above 0"
-        )
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        raise ValueError(
-            f"{box} lies outside of the image, which is {width}x{height} pixels (width x height)"
-        )
-    return x, y, w, h

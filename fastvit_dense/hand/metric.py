@@ -97,27 +97,24 @@ def f_scores(
     Returns:
         (N, T).
     """
-    # Beyond the thresholds it does not matter how far; the bound spares searches for distant points.
-    nearest_within = functools.partial(_nearest_distances, bound=2 * max(thresholds))
+    nearest = functools.partial(_nearest_distances, bound=2 * max(thresholds))
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        nearest = list(pool.map(nearest_within, pred, target))
+        both_ways = [list(pool.map(nearest, *ab)) for ab in ((pred, target), (target, pred))]
     limits = np.asarray(thresholds)[:, None]
     precision, recall = (
-        np.array([(distances[i] < limits).mean(-1) for distances in nearest]) for i in (0, 1)
+        np.array([(distances < limits).mean(-1) for distances in samples]) for samples in both_ways
     )  # (N, T) each
     total = precision + recall
     return 2 * precision * recall / np.where(total > 0, total, 1)
 
 
-def _nearest_distances(
-    pred: np.ndarray, target: np.ndarray, *, bound: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """From each point of pred (P, 3) to the nearest of target (P, 3), and back; inf beyond the bound."""
+def _nearest_distances(points: np.ndarray, others: np.ndarray, *, bound: float) -> np.ndarray:
+    """(P,): from each of the points (P, 3) to the nearest of the others (P, 3); inf beyond the bound.
+
+    Beyond the thresholds it does not matter how far; the bound spares searches for distant points.
+    """
     # Distances from a tree are exact; those by way of a matrix product are not at a threshold.
-    trees = [cKDTree(points, balanced_tree=False) for points in (pred, target)]
-    queries = ((trees[1], pred), (trees[0], target))
-    there, back = (tree.query(points, distance_upper_bound=bound)[0] for tree, points in queries)
-    return there, back
+    return cKDTree(others, balanced_tree=False).query(points, distance_upper_bound=bound)[0]
 
 
 def hand_metrics(

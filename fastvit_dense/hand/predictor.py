@@ -48,13 +48,13 @@ class HandResult(NamedTuple):
         vertices_2d: (778, 2) pixels of the image.
         keypoints_2d: (21, 2) pixels of the image.
         faces: (1538, 3) vertices of each triangle, counterclockwise seen from outside.
-        vertices_camera: (778, 3) metres, in the frame of the camera; None without intrinsics.
-        keypoints_camera: (21, 3), likewise.
         camera: (3,) weak perspective in the crop: scale in 1/m, translation x and y in m.
         rotations: (16, 3, 3), in MANO's order, the first of the whole hand.
         betas: (10,), MANO's shape.
         crop_matrix: (2, 3), from pixels of the image to those of the crop; it mirrors for a left hand.
         left: the hand is a left one.
+        vertices_camera: (778, 3) metres, in the frame of the camera; None without intrinsics.
+        keypoints_camera: (21, 3), likewise.
     """
 
     vertices: np.ndarray
@@ -62,13 +62,13 @@ class HandResult(NamedTuple):
     vertices_2d: np.ndarray
     keypoints_2d: np.ndarray
     faces: np.ndarray
-    vertices_camera: np.ndarray | None
-    keypoints_camera: np.ndarray | None
     camera: np.ndarray
     rotations: np.ndarray
     betas: np.ndarray
     crop_matrix: np.ndarray
     left: bool
+    vertices_camera: np.ndarray | None = None
+    keypoints_camera: np.ndarray | None = None
 
 
 class HandPredictor:
@@ -176,20 +176,19 @@ class HandPredictor:
             K: (3, 3), the intrinsics of the image.
         """
         flat = project_weak_perspective(prediction.vertices, prediction.camera)
-        flat = torch.cat(
-            [to_pixels(flat, self.size), to_pixels(prediction.keypoints_2d, self.size)], 1
-        )
-        numbers = [flat, prediction.vertices, prediction.keypoints, prediction.camera]
-        numbers += [prediction.rotations, prediction.betas]
-        flat_, vertices, keypoints, camera, rotations, betas = (x[0].cpu().numpy() for x in numbers)
-        flat_ = map_points(invert_map(matrix), flat_)
-        faces = self.model.head.faces
+        numbers = prediction._asdict() | {
+            "vertices_2d": to_pixels(flat, self.size),
+            "keypoints_2d": to_pixels(prediction.keypoints_2d, self.size),
+        }
+        hand: dict[str, Any] = {name: x[0].cpu().numpy() for name, x in numbers.items()}
+        for name in ("vertices_2d", "keypoints_2d"):
+            hand[name] = map_points(invert_map(matrix), hand[name])
+        hand["faces"] = self.model.head.faces
         if left:
-            vertices, keypoints, faces = vertices * _MIRROR, keypoints * _MIRROR, faces[:, ::-1]
-        result = HandResult(
-            vertices, keypoints, flat_[: len(vertices)], flat_[len(vertices) :], faces, None, None,
-            camera, rotations, betas, matrix, left,
-        )  # fmt: skip
+            for name in ("vertices", "keypoints"):
+                hand[name] = hand[name] * _MIRROR
+            hand["faces"] = hand["faces"][:, ::-1]
+        result = HandResult(**hand, crop_matrix=matrix, left=left)
         return result if K is None else place_hand(result, K, size=self.size)
 
 

@@ -17,6 +17,7 @@ import torch
 from mmengine.model import BaseTTAModel
 from mmengine.registry import MODELS, TRANSFORMS
 from mmengine.structures import BaseDataElement
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ..io.media import read_image
@@ -53,10 +54,8 @@ def load_image(path: str | Path) -> np.ndarray:
     """
     image = read_image(path, flags=cv2.IMREAD_UNCHANGED)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        channels = image.shape[2] if image.ndim == 3 else 1
         raise ValueError(
-            f"{path} has {channels} channel{'s' * (channels > 1)} of {8 * image.itemsize} bits: "
-            "expected a colour image of 3 channels of 8 bits"
+            f"{path} is {image.dtype} of shape {image.shape}: expected a colour image, 3 channels of uint8"
         )
     return image
 
@@ -246,8 +245,8 @@ class HandTTAModel(BaseTTAModel):
     """Averages the predictions of several views of a hand; the first view is the one that is kept.
 
     Every view's rotations, betas and camera are brought into the frame of the first view, which is exact,
-    and averaged there; MANO makes the mesh of the means. Rotations are averaged as matrices, taken back to
-    the nearest rotation.
+    and averaged there; MANO makes the mesh of the means. The mean of rotations is the one nearest to the
+    mean of their matrices.
     """
 
     def test_step(self, data: Any) -> list[HandDataSample]:
@@ -290,26 +289,10 @@ class HandTTAModel(BaseTTAModel):
         return add_predictions([views[0] for views in data_samples_list], prediction, size=size)
 
 
-def nearest_rotation(matrix: Tensor) -> Tensor:
-    """The rotations nearest to matrices, in the sum of squares.
-
-    Args:
-        matrix: (..., 3, 3), such as a mean of rotations.
-
-    Returns:
-        (..., 3, 3).
-    """
-    u, _, vt = torch.linalg.svd(matrix)
-    # Without a reflection: the least singular value's column is turned round where needed.
-    sign = torch.linalg.det(u @ vt)
-    last = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], -1)  # (..., 3)
-    return (u * last[..., None, :]) @ vt
-
-
 def _mean_parameters(views: Sequence[HandDataSample], *, size: int) -> tuple[Tensor, ...]:
     """Rotations (16, 3, 3), betas (10,) and camera (3,) of a hand, in the frame of its first view.
 
-    On the CPU: they are a few numbers, and Apple's GPU has no singular value decomposition.
+    On the CPU, by SciPy: they are a few numbers.
     """
     rotations, betas, scales, roots = [], [], [], []
     first = views[0]
@@ -330,5 +313,6 @@ def _mean_parameters(views: Sequence[HandDataSample], *, size: int) -> tuple[Ten
         roots.append(linear @ (scale * translation) + offset)  # where the root is seen
     scale = torch.stack(scales).mean(0)  # (1,)
     camera = torch.cat([scale, torch.stack(roots).mean(0) / scale])
-    mean_rotation = torch.stack(rotations).mean(0)
-    return nearest_rotation(mean_rotation), torch.stack(betas).mean(0), camera
+    by_joint = torch.stack(rotations, 1).double().numpy()  # (16, N, 3, 3)
+    means = np.stack([Rotation.from_matrix(turns).mean().as_matrix() for turns in by_joint])
+    return torch.from_numpy(means).to(scale), torch.stack(betas).mean(0), camera

@@ -33,9 +33,8 @@ FINGER_COLOURS: dict[str, Colour] = {
     "thumb": (60, 76, 231), "index": (18, 156, 243), "middle": (113, 204, 46),
     "ring": (219, 152, 52), "little": (182, 89, 155),
 }  # fmt: skip
-SIDE_VIEW_METRES = (
-    0.28  # that the shorter side of a side view spans: any hand, however it is turned
-)
+# That the shorter side of a side view spans: any hand, however it is turned.
+SIDE_VIEW_METRES = 0.28
 _PAPER: Colour = (250, 248, 246)
 _INK: Colour = (70, 70, 70)
 # The mesh is drawn with about this many pixels along its longer side, then resized: smooth outlines on
@@ -44,9 +43,8 @@ _RENDERED_SIDE, _MOST_MAGNIFIED = 448, 3.0
 _DEPTH_JUMP = 0.008  # metres between neighbouring pixels that count as an outline within the mesh
 _OUTLINE_WIDTH = 1.5  # pixels of the image
 _OUTLINE = 0.35  # brightness of outlines on a surface, in parts of its colour
-_TO_LIGHT = np.array(
-    [-0.35, -0.55, -0.76]
-)  # unit vector, from above and the left, behind the camera
+# Unit vector, from above and the left, behind the camera.
+_TO_LIGHT = np.array([-0.35, -0.55, -0.76])
 _SUBPIXEL_BITS = 4
 
 
@@ -83,12 +81,7 @@ def draw_overlay(
 
     Returns:
         A new (H, W, 3) uint8.
-
-    Raises:
-        ValueError: `opacity` is out of range.
     """
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity is {opacity}, expected 0 (outlines alone) to 1 (image hidden)")
     painted = image.copy()
     region = _region(hand.pixels, image.shape[:2])
     if region is not None:
@@ -164,7 +157,6 @@ def hand_picture(
     faces: np.ndarray,
     *,
     annotated: DrawnHand | None = None,
-    opacity: float = 0.75,
 ) -> np.ndarray:
     """Set side by side: ground truth if there is one, prediction, and the prediction from the side.
 
@@ -175,16 +167,15 @@ def hand_picture(
         hand: the prediction, vertices relative to the root keypoint.
         faces: (F, 3), as in :func:`draw_overlay`.
         annotated: the ground truth, likewise.
-        opacity: of the meshes' surfaces over the image, 0 to 1.
 
     Returns:
         (H, n * W + S, 3) uint8 with n = 1 or 2 and S = min(H, W).
     """
     height, width = image.shape[:2]
-    panels = [draw_overlay(image, hand, faces, opacity=opacity)]
+    panels = [draw_overlay(image, hand, faces)]
     sides = [(hand.vertices, PREDICTED)]
     if annotated is not None:
-        panels.insert(0, draw_overlay(image, annotated, faces, colour=ANNOTATED, opacity=opacity))
+        panels.insert(0, draw_overlay(image, annotated, faces, colour=ANNOTATED))
         sides.append((annotated.vertices, ANNOTATED))
     return np.hstack([*panels, draw_side_view(sides, faces, size=(height, min(height, width)))])
 
@@ -337,10 +328,8 @@ class HandPicturesHook(Hook):
         """A picture, uint8 BGR, by the stem of each sample's image."""
         head: Any = unwrap(runner.model).head
         inputs = data_batch["inputs"]
-        if not isinstance(
-            inputs[0], torch.Tensor
-        ):  # views of test-time augmentation: the plain one
-            inputs = inputs[0]
+        # Of the views of test-time augmentation, the plain one.
+        inputs = inputs if isinstance(inputs[0], torch.Tensor) else inputs[0]
         return {
             Path(sample.img_path).stem: draw_sample(sample, image, head.faces)
             for sample, image in zip(outputs, inputs, strict=False)

@@ -31,8 +31,7 @@ def write_split(root: Path, split: str, hands: int, images: int) -> None:
     vertices = rng.uniform(-0.08, 0.08, (hands, 778, 3)) + (0, 0, 0.7)
     xyz = vertices[:, :21]
     K = np.tile([[500.0, 0, 112], [0, 480, 110], [0, 0, 1]], (hands, 1, 1))
-    scale = np.linalg.norm(xyz[:, 9] - xyz[:, 10], axis=-1)
-    for name, value in {"K": K, "scale": scale, "xyz": xyz, "verts": vertices}.items():
+    for name, value in {"K": K, "xyz": xyz, "verts": vertices}.items():
         (root / f"{split}_{name}.json").write_text(json.dumps(value.tolist()))
     (root / split / "rgb").mkdir(parents=True)
     for i in range(images):
@@ -75,7 +74,6 @@ def test_training_has_each_hand_four_times(made: Path) -> None:
     assert not dataset.test_mode
     xyz = np.array(json.loads((made / "training_xyz.json").read_text()), np.float32)
     verts = np.array(json.loads((made / "training_verts.json").read_text()), np.float32)
-    scale = json.loads((made / "training_scale.json").read_text())
     for i in range(12):
         item = dataset[i]
         assert item["index"] == i and item["img_path"] == f"{made}/training/rgb/{i:08d}.jpg"
@@ -83,7 +81,6 @@ def test_training_has_each_hand_four_times(made: Path) -> None:
             np.array_equal(item["keypoints"], xyz[i % 3]) and item["keypoints"].dtype == np.float32
         )
         assert np.array_equal(item["vertices"], verts[i % 3])
-        assert item["scale"] == pytest.approx(scale[i % 3])
         assert item["K"].tolist() == [[500, 0, 112], [0, 480, 110], [0, 0, 1]]
 
 
@@ -179,7 +176,7 @@ def test_no_folder(tmp_path: Path) -> None:
     [
         (
             "training_xyz.json",
-            "lacks training_xyz.json: expected training_K.json, training_scale.json",
+            "lacks training_xyz.json: expected training_K.json, training_xyz.json",
         ),
         ("evaluation_verts.json", "lacks evaluation_verts.json: .*neither xyz nor verts"),
         ("evaluation_K.json", "lacks evaluation_K.json"),
@@ -228,7 +225,6 @@ def scaled(factor: float) -> Callable[[Any], Any]:
     ("name", "change", "message"),
     [
         ("verts", lambda v: v[:-1], r"training_verts.json has 2 entries, training_K.json has 3"),
-        ("scale", lambda v: v + v, r"training_scale.json has 6 entries, training_K.json has 3"),
         (
             "verts",
             lambda v: [e[:777] for e in v],
@@ -237,15 +233,10 @@ def scaled(factor: float) -> Callable[[Any], Any]:
         ("xyz", lambda v: [v[0], [[float("nan")] * 3] * 21, v[2]], "xyz.json .*entry 1: "),
         ("K", lambda v: [[[1, 2, 3]] * 3] * 3, "K.json: entry 0 is .*focal lengths above zero"),
         ("K", lambda v: [v[0], [[-500, 0, 9], [0, 500, 9], [0, 0, 1]], v[2]], "K.json: entry 1 is"),
-        ("xyz", scaled(1000), "xyz.json: hands have a diagonal .* in millimetres.* Divide by 1000"),
-        ("verts", scaled(100), "verts.json: hands .* in centimetres.* Divide by 100"),
+        ("xyz", scaled(1000), "xyz.json: hands have a diagonal .* divide millimetres"),
+        ("verts", scaled(100), "verts.json: hands have a diagonal"),
         ("verts", scaled(0), "verts.json: hands have a diagonal of 0"),
         ("xyz", scaled(-1), r"xyz.json: 3 of 3 hands are behind the camera \(z <= 0\)"),
-        (
-            "scale",
-            scaled(1000),
-            "scale.json: scale is 1e[+]03 times the distance of keypoints 9 and 10",
-        ),
     ],
 )
 def test_bad_annotations(root: Path, name: str, change: Callable[[Any], Any], message: str) -> None:
@@ -255,7 +246,7 @@ def test_bad_annotations(root: Path, name: str, change: Callable[[Any], Any], me
 
 
 def test_no_annotations(root: Path) -> None:
-    for name in ("K", "scale", "xyz", "verts"):
+    for name in ("K", "xyz", "verts"):
         edit(root / f"training_{name}.json", lambda v: [])
     with pytest.raises(ValueError, match="has no annotation for training"):
         FreiHAND(root)
@@ -264,11 +255,6 @@ def test_no_annotations(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (
-            "scale",
-            lambda v: [v[0], v[1] * 1.1, v[2]],
-            "1 of 3 scales differ .* the first is number 1",
-        ),
         (
             "K",
             lambda v: [v[0], v[1], [[500, 0, 900], [0, 500, 112], [0, 0, 1]]],

@@ -239,10 +239,10 @@ def test_window_and_q(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--bbox", "400", "10", "20", "20"), "hand.png: bbox x=400 .* lies outside of the image"),
+        (("--bbox", "400", "10", "20", "20"), "hand.png: bbox .400.* nor outside of the image"),
         (("--config", "other.py"), "config 'other.py' does not exist"),
         (("--K", "500", "500"), "--K 500 500: expected fx fy cx cy in pixels, or a JSON file"),
-        (("--K", "none.json"), "--K: none.json does not exist"),
+        (("--K", "none.json"), "--K none.json: expected .*No such file"),
         (("--checkpoint", "none.pth"), "checkpoint 'none.pth' does not exist"),
         (("--show",), "no window can be shown"),
     ],

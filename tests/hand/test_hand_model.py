@@ -25,7 +25,7 @@ from fastvit_dense.hand.model import (
     add_predictions,
     targets_of,
 )
-from fastvit_dense.hand.transforms import HandTTAModel, nearest_rotation
+from fastvit_dense.hand.transforms import HandTTAModel
 from fastvit_dense.synthetic.hands import sample_betas, sample_pose
 
 TERM = dict(criterion="mse")
@@ -280,19 +280,20 @@ def test_views_of_one_hand_merge_into_it(head: ManoHead) -> None:
         assert torch.allclose(sample.pred.keypoints_2d, wanted, atol=1e-2)
 
 
-def test_nearest_rotation() -> None:
-    axis = torch.randn(20, 3, dtype=torch.float64)
-    rotation = axis_angle_to_matrix(axis)
-    assert torch.allclose(nearest_rotation(rotation), rotation)
-    # The mean of turns by a and -a about one axis is no turn.
-    mean = (axis_angle_to_matrix(axis) + axis_angle_to_matrix(-axis)) / 2
-    small = axis.norm(dim=1) < math.pi / 2
-    assert small.any()
-    assert torch.allclose(
-        nearest_rotation(mean[small]), torch.eye(3, dtype=torch.float64), atol=1e-9
-    )
-    mirrored = torch.diag(torch.tensor([1.0, 1.0, -0.1], dtype=torch.float64))
-    assert torch.allclose(nearest_rotation(mirrored), torch.eye(3, dtype=torch.float64))
+def test_views_that_differ_are_averaged(head: ManoHead) -> None:
+    """The mean of turns by a and -a about one axis is no turn."""
+    turns = axis_angle_to_matrix(0.5 * torch.nn.functional.normalize(torch.randn(16, 3), dim=1))
+    rotations = torch.stack([turns, turns.mT])
+    betas, camera = torch.randn(2, 10), torch.tensor([[8.0, 0.01, 0.0], [10.0, 0.03, 0.02]])
+    seen = head.pose_hands(rotations, betas, camera)
+    crop = dict(crop_matrix=np.eye(2, 3), rotation=0.0)
+    views = add_predictions([HandDataSample(metainfo=crop) for _ in range(2)], seen, size=224)
+    module = SimpleNamespace(head=head, image_size=(224, 224))
+    (merged,) = HandTTAModel.merge_preds(SimpleNamespace(module=module), [views])
+    assert torch.allclose(merged.pred.rotations, torch.eye(3).expand(16, 3, 3), atol=1e-6)
+    assert torch.allclose(merged.pred.betas, betas.mean(0))
+    # The scale, and where the root is seen: 0.08 and 0.3 half images to the right, 0 and 0.2 down.
+    assert merged.pred.camera.tolist() == pytest.approx([9, 0.19 / 9, 0.1 / 9], abs=1e-5)
 
 
 @pytest.mark.parametrize(("arch", "channels"), [("t8", 384), ("sa12", 512)])

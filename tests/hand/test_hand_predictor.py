@@ -104,14 +104,15 @@ def test_square_of_a_left_hand_is_that_of_the_mirrored_image(size: Any, bbox: An
 @pytest.mark.parametrize(
     ("bbox", "message"),
     [
-        ((10, 10, 0, 20), "bbox x=10 y=10 width=0 height=20 is empty"),
-        ((10, 10, 20, -5), "is empty"),
-        ((320, 10, 20, 20), "lies outside of the image, which is 320x240"),
-        ((-30, 10, 30, 20), "lies outside"),
-        ((10, -20, 20, 20), "lies outside"),
-        ((10, 240, 20, 20), "lies outside"),
-        ((10, 10, 20), "expected four numbers"),
-        ((10, math.nan, 20, 20), "expected four numbers"),
+        ((10, 10, 0, 20), "neither empty nor outside of the image, which is 320x240"),
+        ((10, 10, 20, -5), "neither empty nor outside of the image, which is 320x240"),
+        ((320, 10, 20, 20), "neither empty nor outside of the image, which is 320x240"),
+        ((-30, 10, 30, 20), "expected x y width height"),
+        ((10, -20, 20, 20), "expected x y width height"),
+        ((10, 240, 20, 20), "expected x y width height"),
+        ((10, 10, 20), "expected x y width height"),
+        ((10, math.nan, 20, 20), "expected x y width height"),
+        ((10, 10, math.inf, 20), "expected x y width height"),
     ],
 )
 def test_boxes_that_are_none(predictor: HandPredictor, bbox: tuple, message: str) -> None:
@@ -242,7 +243,7 @@ def seen(K: np.ndarray, turn: np.ndarray, place: np.ndarray, crop_middle: np.nda
     pixels = (keypoints @ turn.T + place) @ K.T
     unused: Any = None
     return HandResult(
-        vertices, keypoints, unused, pixels[:, :2] / pixels[:, 2:], unused, None, None,
+        vertices, keypoints, unused, pixels[:, :2] / pixels[:, 2:], unused,
         unused, unused, unused, crop_from_box((2000, 2000), (*(crop_middle - 50), 100, 100)), False,
     )  # fmt: skip
 

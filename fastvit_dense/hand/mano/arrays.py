@@ -101,12 +101,10 @@ class Mano:
 
 def _checked(name: str, value: object) -> np.ndarray:
     array = np.asarray(value)
-    if array.shape != _SHAPES[name]:
-        raise ValueError(f"{name} must have the shape {_SHAPES[name]}, got {array.shape}")
-    wanted = "iu" if name == "faces" else "fiu"
-    if array.dtype.kind not in wanted:
+    kinds, numbers = ("iu", "integers") if name == "faces" else ("fiu", "real numbers")
+    if array.shape != _SHAPES[name] or array.dtype.kind not in kinds:
         raise ValueError(
-            f"{name} must be {'integers' if name == 'faces' else 'real numbers'}, got {array.dtype}"
+            f"{name} must be {numbers} of shape {_SHAPES[name]}, got {array.dtype} of {array.shape}"
         )
     array = array.astype(np.int64 if name == "faces" else np.float64)
     if not np.isfinite(array).all():
@@ -148,12 +146,4 @@ def _check_handedness(mano: Mano) -> None:
         raise ValueError(
             "it is a left hand, such as MANO_LEFT. Expected the right one: left hands are done by "
             "mirroring the picture"
-        )
-    # Every face makes a tetrahedron with the wrist, in the opening of the mesh. Seen from there all
-    # but a few faces show their inner sides, and the volumes add up to that of the hand.
-    corners = mano.template[mano.faces] - mano.joint_regressor[0] @ mano.template  # (1538, 3, 3)
-    if np.linalg.det(corners).sum() < 0:
-        raise ValueError(
-            "its faces are wound clockwise seen from outside: was a left hand mirrored without turning "
-            "the faces?"
         )

@@ -37,10 +37,6 @@ _ALLOWED = re.compile(
 )
 
 
-class RefusedPickleError(ValueError):
-    """A pickle names something that has no place in a file of arrays."""
-
-
 class _Noted:
     """Stands for an object of a pickle: what would have made it, and nothing of what that does.
 
@@ -68,13 +64,10 @@ class _Unpickler(pickle.Unpickler):
         origin = f"{module}.{name}"
         if _ALLOWED.fullmatch(origin):
             return type("Noted", (_Noted,), {"origin": origin})
-        raise RefusedPickleError(
+        raise ValueError(
             f"it uses {origin}, which may run code and has no place in a file of MANO's; nothing was "
             "run. Get the file from its own site"
         )
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise RefusedPickleError(f"it points at something outside of the file ({str(pid)[:50]!r})")
 
 
 def read_pickle(content: bytes, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -89,17 +82,14 @@ def read_pickle(content: bytes, names: Iterable[str]) -> dict[str, np.ndarray]:
         The arrays.
 
     Raises:
-        RefusedPickleError: the pickle names a function or class that is not of those.
-        ValueError: it is damaged, no dictionary, or an entry is no array of numbers.
+        ValueError: the pickle names a function or class that is not of those; it is damaged, no
+            dictionary, or an entry is no array of numbers.
     """
     try:
         loaded = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    except RefusedPickleError:
-        raise
     except Exception as error:  # of many kinds: a damaged pickle is another program
         raise ValueError(
-            f"it is no pickle, or a damaged one ({type(error).__name__}: {error}): was it downloaded "
-            "completely?"
+            f"it is no pickle, or a damaged or refused one: {error} ({type(error).__name__})"
         ) from error
     if not isinstance(loaded, dict):
         raise ValueError(f"it must hold a dictionary of arrays, got {_origin(loaded)}")
@@ -131,8 +121,6 @@ def _as_array(value: Any) -> np.ndarray:
     if kind == "Select":
         array = _as_array(value.state["a"]).ravel()[_as_array(value.state["idxs"])]
         return array.reshape(value.state.get("preferred_shape", array.shape))
-    if kind == "Reshape":
-        return _as_array(value.state["a"]).reshape(value.state["newshape"])
     if kind:
         raise ValueError(f"{origin} is a computation, which is not run: expected an array")
     raise ValueError(f"expected an array, got {origin}")

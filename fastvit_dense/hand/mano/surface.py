@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from ..render import unit
 from .topology import FINGERS, FINGERTIP_VERTICES
 
 # In MANO's order: first joint (mm), spread towards the thumb (degrees), lengths of the three bones (mm),
@@ -21,34 +21,24 @@ _FINGERS: dict[str, tuple[tuple, float, tuple, float, tuple]] = {
 }
 _THUMB_POINTS = ((19, -11, 24), (51, -20, 51), (78, -25, 70), (104, -28, 84))
 _THUMB_NAIL = (-0.25, 0.80, 0.55)
-# Half the breadth, the thickness above and the thickness below the bones (mm), at a place given in
-# bones from the first joint: 1 is the second joint, 2 the third. The fingertip, from _CAP on, is round.
+# Columns: a place in bones from the first joint (1 is the second joint, 2 the third); there half the
+# breadth, the thickness above and that below the bones (mm). The fingertip, from _CAP on, is round.
 _FINGER_PROFILE = np.array(
     [
-        (0.0, 10.8, 10.0, 10.8),
-        (0.5, 9.9, 8.9, 10.2),
-        (0.8, 9.8, 8.9, 9.5),
-        (1.0, 10.1, 9.5, 9.2),
-        (1.25, 9.4, 8.3, 9.2),
-        (1.55, 9.0, 7.9, 9.1),
-        (1.8, 8.8, 7.8, 8.2),
-        (2.0, 8.9, 8.0, 7.8),
-        (2.25, 8.6, 7.1, 8.2),
-        (2.55, 8.3, 6.6, 8.1),
+        (0.0, 0.5, 0.8, 1.0, 1.25, 1.55, 1.8, 2.0, 2.25, 2.55),
+        (10.8, 9.9, 9.8, 10.1, 9.4, 9.0, 8.8, 8.9, 8.6, 8.3),
+        (10.0, 8.9, 8.9, 9.5, 8.3, 7.9, 7.8, 8.0, 7.1, 6.6),
+        (10.8, 10.2, 9.5, 9.2, 9.2, 9.1, 8.2, 7.8, 8.2, 8.1),
     ]
-)
+).T
 _THUMB_PROFILE = np.array(
     [
-        (0.0, 14.0, 13.0, 14.0),
-        (0.6, 12.6, 11.4, 12.6),
-        (1.0, 11.8, 10.8, 11.3),
-        (1.5, 10.3, 8.8, 9.9),
-        (1.8, 10.6, 9.0, 9.4),
-        (2.0, 11.2, 9.3, 9.2),
-        (2.25, 10.9, 8.0, 9.8),
-        (2.55, 10.2, 7.2, 9.6),
+        (0.0, 0.6, 1.0, 1.5, 1.8, 2.0, 2.25, 2.55),
+        (14.0, 12.6, 11.8, 10.3, 10.6, 11.2, 10.9, 10.2),
+        (13.0, 11.4, 10.8, 8.8, 9.0, 9.3, 8.0, 7.2),
+        (14.0, 12.6, 11.3, 9.9, 9.4, 9.2, 9.8, 9.6),
     ]
-)
+).T
 _CAP = 2.5
 
 
@@ -69,8 +59,7 @@ class Chain:
     @property
     def distal(self) -> np.ndarray:
         """(3, 3): the unit vector along each bone."""
-        bones = np.diff(self.points, axis=0)
-        return bones / np.linalg.norm(bones, axis=1, keepdims=True)
+        return unit(np.diff(self.points, axis=0))
 
     @property
     def flexion(self) -> np.ndarray:
@@ -112,11 +101,8 @@ def to_metres(points: object) -> np.ndarray:
 
 
 def _chain(points: np.ndarray, nail: tuple, profile: np.ndarray) -> Chain:
-    bones = np.diff(points, axis=0)
-    distal = bones / np.linalg.norm(bones, axis=1, keepdims=True)
-    up = to_metres(nail)
-    dorsal = up - distal * (distal @ up)[:, None]
-    dorsal /= np.linalg.norm(dorsal, axis=1, keepdims=True)
+    distal, up = unit(np.diff(points, axis=0)), to_metres(nail)
+    dorsal = unit(up - distal * (distal @ up)[:, None])
     return Chain(points, dorsal, profile * (1, 1e-3, 1e-3, 1e-3))
 
 
@@ -257,24 +243,31 @@ _HOLE, _HOLE_COLUMN = (3, 6), 19
 _HOLE_PLACE, _PULLING = 0.3, 80
 
 
-class _Rings(NamedTuple):
-    """The rings of a finger. Places are as in `Chain.ring`."""
+def _places(start: float, to_second: int, to_third: int, beyond: tuple) -> tuple[float, ...]:
+    """Places of a finger's rings, as in `Chain.ring`.
 
-    start: float  # place where it leaves the palm
-    to_second: int  # rings from there to the second joint,
-    to_third: int  # and from there to the third joint
-    beyond: tuple[float, ...]  # places of the others
-    in_flesh: int  # how many of the first ones are pulled onto the flesh
+    Args:
+        start: where it leaves the palm.
+        to_second: number of rings from there to the second joint.
+        to_third: number of rings from there to the third joint.
+        beyond: places of the others.
+    """
+    first = np.linspace(start, 1, to_second + 1)
+    return (*first, *np.linspace(1, 2, to_third + 1)[1:], *beyond)
 
 
 _FINGERTIP = (2.28, 2.52, 2.72, 2.87, 2.96)
 _FINGER_RINGS = {
-    "index": _Rings(0.50, 4, 4, _FINGERTIP, 2),
-    "middle": _Rings(0.46, 5, 4, _FINGERTIP, 2),
-    "little": _Rings(0.70, 3, 4, _FINGERTIP, 2),
-    "ring": _Rings(0.48, 4, 4, _FINGERTIP, 2),
-    "thumb": _Rings(0.70, 3, 6, (2.2, 2.4, 2.58, 2.74, 2.87, 2.96), 4),
+    "index": _places(0.50, 4, 4, _FINGERTIP),
+    "middle": _places(0.46, 5, 4, _FINGERTIP),
+    "little": _places(0.70, 3, 4, _FINGERTIP),
+    "ring": _places(0.48, 4, 4, _FINGERTIP),
+    "thumb": _places(0.70, 3, 6, (2.2, 2.4, 2.58, 2.74, 2.87, 2.96)),
 }
+_IN_FLESH, _THUMB_IN_FLESH = (
+    2,
+    4,
+)  # how many of the first rings beyond the palm are pulled onto the flesh
 _OCTAGON = 1.04  # an octagon of this radius has about the area of the unit circle
 # Where the fingers begin: corners of octagons, of which 0 to 19 run around the outline of all four and
 # 20 to 22 are in the middles of the webs.
@@ -313,22 +306,22 @@ def build_surface() -> Surface:
     rings, tips = {}, {}
     for name, chain in fingers.items():
         rings[name], tips[name] = _add_finger(builder, chain, _FINGER_RINGS[name], begins[name])
-        free += sum(rings[name][: _FINGER_RINGS[name].in_flesh], [])
+        free += sum(rings[name][: _THUMB_IN_FLESH if name == "thumb" else _IN_FLESH], [])
 
     neighbours = builder.neighbour_mean()
     root = fingers["thumb"].ring(_HOLE_PLACE, _angles(len(begins["thumb"])))
-    points = _pull(
-        np.array(builder.points),
-        hole=builder.turned(begins["thumb"], root),
-        place=root,
-        among=np.arange(_WRIST_COLUMNS, begins["index"][0]),
-        neighbours=neighbours,
-    )
+    points = np.array(builder.points)
+    # Move the hole to the thumb; the palm follows, the nearer the more.
+    hole, palm = builder.turned(begins["thumb"], root), slice(_WRIST_COLUMNS, begins["index"][0])
+    shift = np.zeros_like(points)
+    for _ in range(_PULLING):
+        shift[palm] = (neighbours @ shift)[palm]
+        shift[hole] = root - points[hole]
+    points += shift
     points = Flesh(fingers).settle(points, np.array(free), neighbours)
 
     order = _order_with_tips(len(points), [tips[name] for name in FINGERS])
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
+    number = np.argsort(order)  # its inverse
     return Surface(
         vertices=points[order],
         faces=number[_triangles(points, builder.polygons)],
@@ -407,7 +400,7 @@ def _add_palm(
     """Returns the loop around the opening, and the loops that the fingers grow from."""
     total, count = np.zeros((_CORNERS, 3)), np.zeros((_CORNERS, 1))
     for name, octagon in _OCTAGONS.items():
-        total[list(octagon)] += fingers[name].ring(_FINGER_RINGS[name].start, _angles(8))
+        total[list(octagon)] += fingers[name].ring(_FINGER_RINGS[name][0], _angles(8))
         count[list(octagon)] += 1
     ends = total / count
 
@@ -439,16 +432,11 @@ def _add_palm(
 
 
 def _add_finger(
-    builder: _Builder, chain: Chain, rings: _Rings, begin: list[int]
+    builder: _Builder, chain: Chain, places: tuple[float, ...], begin: list[int]
 ) -> tuple[list[list[int]], int]:
     """Returns the loops beyond `begin`, and the tip."""
-    places = (
-        *np.linspace(rings.start, 1, rings.to_second + 1)[1:],
-        *np.linspace(1, 2, rings.to_third + 1)[1:],
-        *rings.beyond,
-    )
     loops = [begin]
-    for place in places:
+    for place in places[1:]:
         points = chain.ring(place, _angles(_FINGER_COLUMNS))
         loop = builder.add(points.mean(0) + _OCTAGON * (points - points.mean(0)))
         builder.bridge(builder.turned(loops[-1], points), loop)
@@ -457,22 +445,6 @@ def _add_finger(
     last = loops[-1]
     builder.polygons += [[a, b, tip] for a, b in zip(last, last[1:] + last[:1], strict=True)]
     return loops[1:], tip
-
-
-def _pull(
-    points: np.ndarray,
-    *,
-    hole: list[int],
-    place: np.ndarray,
-    among: np.ndarray,
-    neighbours: np.ndarray,
-) -> np.ndarray:
-    """Move the loop `hole` to `place` (n, 3); the vertices `among` follow, the nearer the more."""
-    shift = np.zeros_like(points)
-    for _ in range(_PULLING):
-        shift[among] = (neighbours @ shift)[among]
-        shift[hole] = place - points[hole]
-    return points + shift
 
 
 def _triangles(points: np.ndarray, polygons: list[list[int]]) -> np.ndarray:
