@@ -21,9 +21,7 @@ from ..engine.devices import wait_for
 from .compare import relative_error as relative_error  # for the benchmarks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Of the exporter used here: attention needs 14, and it ends at 20.
-OPSETS = (14, 20)
-DEFAULT_OPSET = 17
+OPSET = 17  # of ONNX; attention needs 14
 _RT_INFO = "fastvit_dense"  # the section of OpenVINO's rt_info
 # One forward pass, finished on the device when it returns. The maps may be overwritten by the next one.
 Run = Callable[[], list[Tensor]]
@@ -144,7 +142,6 @@ def to_onnx(
     *,
     names: Sequence[str] = ("input",),
     axes: Mapping[str, dict[int, str]] | None = None,
-    opset: int = DEFAULT_OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """The model as ONNX.
@@ -154,7 +151,6 @@ def to_onnx(
         image: (B, C, H, W), an example of the model's dtype and device.
         names: of the input, then of the outputs; outputs without a name get one.
         axes: names of the axes that are left open, by input or output; none are by default.
-        opset: of ONNX, 14 to 20.
         metadata: texts to store in ``metadata_props``.
 
     Raises:
@@ -175,7 +171,7 @@ def to_onnx(
             input_names=list(names[:1]),
             output_names=list(names[1:]),
             dynamic_axes=axes,
-            opset_version=opset,
+            opset_version=OPSET,
         )
     if not metadata:
         return target.getvalue()
