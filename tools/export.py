@@ -37,7 +37,6 @@ def parse_args() -> argparse.Namespace:
     size.add_argument(
         "--static", dest="dynamic", action="store_false", help="batch 1 and --shape alone"
     )
-    parser.add_argument("--opset", type=int, default=17, help="of ONNX, 14 to 20 (default: 17)")
     parser.add_argument(
         "--half", action="store_true", help="float16; for openvino, weights in float16"
     )
@@ -63,7 +62,6 @@ def main() -> None:
         part=args.part,
         shape=args.shape and tuple(args.shape),
         dynamic=args.dynamic,
-        opset=args.opset,
         half=args.half,
         normalise=args.normalise,
         full_size=args.full_size,

@@ -26,8 +26,7 @@ from ..engine.config import load_config
 from .compare import randomise_statistics, relative_error
 from .fuse import OTHER_SHAPE
 from .runtimes import (
-    DEFAULT_OPSET,
-    OPSETS,
+    OPSET,
     Unavailable,
     first_line,
     open_onnx,
@@ -319,7 +318,6 @@ def export_model(
     part: str = "model",
     shape: tuple[int, int] | None = None,
     dynamic: bool | None = None,
-    opset: int = DEFAULT_OPSET,
     half: bool = False,
     normalise: bool = True,
     full_size: bool = True,
@@ -341,7 +339,6 @@ def export_model(
             `image_size`, such as 224x224 of hands, and 512x512 for others.
         dynamic: leave batch, height and width open. None means yes, except for Core ML. Core ML's
             batch is always 1.
-        opset: of ONNX (and on the way to OpenVINO), 14 to 20; Core ML has none.
         half: ONNX and Core ML compute in float16, with float32 in- and outputs; OpenVINO stores the
             weights in float16.
         normalise: put the data preprocessor's normalisation into the graph: the input is then an image of
@@ -366,7 +363,7 @@ def export_model(
     assert shape is not None
     if dynamic is None:
         dynamic = format != "coreml"
-    plan = Plan(format, shape, dynamic, opset, half)
+    plan = Plan(format, shape, dynamic, half)
     target = Path(out)
     _check_target(format, target, force=force)
     _check(plan, alone=part == "backbone" or isinstance(model, FastViT))
@@ -422,14 +419,12 @@ class Plan(NamedTuple):
         format: a key of ``SUFFIXES``.
         shape: (H, W) of the image in pixels: the only one of a static file, an example otherwise.
         dynamic: whether batch (except in Core ML), height and width are left open.
-        opset: of ONNX.
         half: float16 instead of float32; see :func:`export_model`.
     """
 
     format: str
     shape: tuple[int, int]
     dynamic: bool
-    opset: int
     half: bool
 
 
@@ -452,8 +447,6 @@ def _check(plan: Plan, *, alone: bool) -> None:
     given = f"shape is {plan.shape[0]} x {plan.shape[1]}"
     if min(plan.shape) < SMALLEST_SIDE:
         raise ValueError(f"{given}, expected sides of at least {SMALLEST_SIDE} pixels")
-    if not OPSETS[0] <= plan.opset <= OPSETS[1]:
-        raise ValueError(f"opset must be {OPSETS[0]} to {OPSETS[1]}; got {plan.opset}")
     if plan.format != "coreml":
         return
     if plan.dynamic and not alone:
@@ -515,14 +508,13 @@ def _write(
     options: dict[str, Any] = dict(
         names=(graph.input_name, *graph.output_names),
         axes=axes if plan.dynamic else None,
-        opset=plan.opset,
         metadata=metadata,
     )
     example = graph.example(1, plan.shape)
     if plan.format == "onnx":
         path.write_bytes(to_onnx(graph, example, **options))
         require("onnx").checker.check_model(str(path), full_check=True)
-        return f"ONNX opset {plan.opset}, passes onnx.checker"
+        return f"ONNX opset {OPSET}, passes onnx.checker"
     model = to_openvino(graph, example, **options)
     # The weights alone become float16: what they are computed in is the device's choice.
     require("openvino").save_model(model, str(path), compress_to_fp16=plan.half)

@@ -21,9 +21,7 @@ from ..engine.devices import wait_for
 from .compare import relative_error as relative_error  # for the benchmarks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Of the exporter used here: attention needs 14, and it ends at 20.
-OPSETS = (14, 20)
-DEFAULT_OPSET = 17
+OPSET = 17  # of ONNX; attention needs 14
 _RT_INFO = "fastvit_dense"  # the section of OpenVINO's rt_info
 # One forward pass, finished on the device when it returns. The maps may be overwritten by the next one.
 Run = Callable[[], list[Tensor]]
@@ -144,7 +142,6 @@ def to_onnx(
     *,
     names: Sequence[str] = ("input",),
     axes: Mapping[str, dict[int, str]] | None = None,
-    opset: int = DEFAULT_OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """The model as ONNX.
@@ -154,7 +151,6 @@ def to_onnx(
         image: (B, C, H, W), an example of the model's dtype and device.
         names: of the input, then of the outputs; outputs without a name get one.
         axes: names of the axes that are left open, by input or output; none are by default.
-        opset: of ONNX, 14 to 20.
         metadata: texts to store in ``metadata_props``.
 
     Raises:
@@ -175,7 +171,7 @@ def to_onnx(
             input_names=list(names[:1]),
             output_names=list(names[1:]),
             dynamic_axes=axes,
-            opset_version=opset,
+            opset_version=OPSET,
         )
     if not metadata:
         return target.getvalue()
@@ -265,7 +261,7 @@ def versions(backends: Sequence[str]) -> dict[str, str]:
         backends: keys of ``BACKENDS``; of runtimes that are not installed nothing is said.
     """
     found = {"torch": str(torch.__version__)}
-    for name in ("onnxruntime", "openvino", "tensorrt"):
+    for name in ("onnxruntime", "openvino"):
         if name in backends:
             try:
                 found[name] = importlib.import_module(name).__version__.split("-")[0]
@@ -314,13 +310,11 @@ def _forward(
     return forward
 
 
-def _cuda_graph(
-    model: nn.Module, image: Tensor, setting: Setting, memory_format: torch.memory_format
-) -> Run:
+def _cuda_graph(model: nn.Module, image: Tensor, setting: Setting) -> Run:
     """Eager kernels without PyTorch's time to launch them: recorded once, then replayed as one."""
     if setting.device != "cuda":
         raise Unavailable("CUDA graphs need a CUDA device: use --device cuda")
-    forward = _forward(model, image, setting, memory_format)
+    forward = _forward(model, image, setting, torch.channels_last)
     # A capture may neither choose algorithms nor allocate workspaces: both happen before it, on the
     # stream that is captured.
     stream = torch.cuda.Stream()
@@ -406,68 +400,11 @@ def _openvino(model: nn.Module, image: Tensor, setting: Setting) -> Run:
     return run
 
 
-def _tensorrt(model: nn.Module, image: Tensor, setting: Setting) -> Run:
-    if setting.device != "cuda":
-        raise Unavailable("TensorRT runs on CUDA devices: use --device cuda")
-    try:
-        trt = importlib.import_module("tensorrt")
-    except ModuleNotFoundError as e:
-        raise Unavailable(
-            "tensorrt is not installed: pip install tensorrt, version 10 or later"
-        ) from e
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(to_onnx(copy.deepcopy(model), image)):
-        raise Unavailable(f"TensorRT cannot read the model: {parser.get_error(0)}")
-    config = builder.create_builder_config()
-    if setting.dtype == "float32":
-        config.clear_flag(trt.BuilderFlag.TF32)
-    else:
-        flag = {"float16": "FP16", "bfloat16": "BF16"}[setting.dtype]
-        config.set_flag(getattr(trt.BuilderFlag, flag))
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise Unavailable("TensorRT could not build an engine for this model")
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    context = engine.create_execution_context()
-    tensors = {}
-    for i in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(i)
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-            # The caller's own tensor, if it is there already: what is written to it later is read.
-            tensors[name] = image.to("cuda").contiguous()
-        else:
-            tensors[name] = torch.empty(tuple(engine.get_tensor_shape(name)), device="cuda")
-        context.set_tensor_address(name, tensors[name].data_ptr())
-    maps = list(tensors.values())[1:]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())  # which brings the image
-    context.execute_async_v3(stream.cuda_stream)  # the first run allocates, which a graph may not
-    stream.synchronize()
-    cuda_graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(cuda_graph, stream=stream):
-        context.execute_async_v3(stream.cuda_stream)
-
-    def run(held: Any = (engine, context, tensors)) -> list[Tensor]:  # what the graph refers to
-        cuda_graph.replay()
-        torch.cuda.synchronize()
-        return maps
-
-    return run
-
-
 BACKENDS: dict[str, Callable[[nn.Module, Tensor, Setting], Run]] = {
     "eager": partial(_eager, memory_format=torch.channels_last),  # the faster one
     "eager-nchw": partial(_eager, memory_format=torch.contiguous_format),
-    "cuda-graph": partial(
-        _cuda_graph, memory_format=torch.channels_last
-    ),  # eager's kernels, replayed
-    "cuda-graph-nchw": partial(_cuda_graph, memory_format=torch.contiguous_format),
+    "cuda-graph": _cuda_graph,
     "compile": _compile,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
-    "tensorrt": _tensorrt,
 }
-SLOW_TO_PREPARE = ("compile", "tensorrt")
