@@ -216,7 +216,7 @@ def test_two_processes_give_the_gradients_of_the_double_batch(pair: Path, tmp_pa
         "--cfg-options", "train_dataloader.batch_size=2")  # fmt: skip
     run("tools/train.py", config, "--work-dir", start, "--cfg-options",
         "train_dataloader.batch_size=2", "optim_wrapper.optimizer.lr=0.0")  # fmt: skip
-    text = run("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29517,
+    text = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
                "tools/train.py", config, "--work-dir", double, "--launcher", "pytorch")  # fmt: skip
     assert "batch: 2 processes x 1 images = 2 images per step" in text
     weights = [

@@ -144,7 +144,7 @@ channels_last = False
     run("tools/train.py", path, "--work-dir", single, "--cfg-options", batch)
     run("tools/train.py", path, "--work-dir", start, "--cfg-options", batch,
         "optim_wrapper.optimizer.lr=0.0")  # fmt: skip
-    text = run("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29519,
+    text = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
                "tools/train.py", path, "--work-dir", double, "--launcher", "pytorch")  # fmt: skip
     assert "batch: 2 processes x 1 images = 2 images per step" in text
     weights = [
