@@ -182,8 +182,10 @@ def test_snippet_of_a_hand_model(
     photo = write_photo(tmp_path)
     found = run_snippet(1, tmp_path, monkeypatch)
     wanted = HandPredictor(hand)(photo, (310, 120, 180, 200))
-    # The predictor averages areas where it makes an image smaller; the photograph is smooth.
-    np.testing.assert_allclose(found["pixels"], wanted.keypoints_2d, atol=1)
+    # The predictor averages areas where it makes an image smaller; the photograph is smooth. Random
+    # weights make hands of any size.
+    within = 2e-3 * np.ptp(wanted.keypoints_2d)
+    np.testing.assert_allclose(found["pixels"], wanted.keypoints_2d, atol=within)
     np.testing.assert_allclose(found["vertices"][0], wanted.vertices, atol=1e-3)
 
 
