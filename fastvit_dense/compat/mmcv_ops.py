@@ -1,4 +1,4 @@
-"""torchvision's operators behind mmcv's name for its compiled ones, ``mmcv._ext``.
+"""torchvision's operators under mmcv's name for its compiled ones, ``mmcv._ext``.
 
 mmcv's Python asks the compiled module ``mmcv._ext`` for functions by name. mmcv-lite ships that
 Python without the compiled module; this file supplies it, so that detectors train and run without
@@ -29,7 +29,7 @@ from torch import Tensor
 from .hook import install
 
 __all__ = ["accept_low_precision", "describe", "fill", "install", "require_loadable"]
-CURE = (
+HINT = (
     "Install mmcv with its compiled operators instead: `pip uninstall mmcv-lite`, then "
     "`MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0`, which needs a C++ compiler "
     "(and nvcc for CUDA), ninja and setuptools<81."
@@ -125,7 +125,7 @@ def _missing(name: str) -> Callable[..., NoReturn]:
     def operator(*args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
             f"mmcv's operator {name!r} has no equivalent in torchvision, and mmcv's compiled "
-            f"operators are not installed. {CURE}"
+            f"operators are not installed. {HINT}"
         )
 
     operator.__name__ = operator.__qualname__ = name
@@ -237,7 +237,7 @@ def _average_pooling(
     if pool_mode != 1:
         raise NotImplementedError(
             "RoIAlign with pool_mode='max' has no equivalent in torchvision. Use pool_mode='avg', "
-            f"the default and what every config of mmdet uses. {CURE}"
+            f"the default and what every config of mmdet uses. {HINT}"
         )
     return (spatial_scale, aligned_height, aligned_width), (sampling_ratio, aligned)
 

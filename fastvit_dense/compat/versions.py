@@ -55,14 +55,14 @@ def explain_torchvision(reason: str) -> tuple[str, str]:
     if not SpecifierSet(wanted).contains(other or "0"):
         found = torchvision or "none"
         return f"torch {torch} needs torchvision{wanted}, found {found}", f"pip install {pair}"
-    cure = f"pip install --force-reinstall {pair}"
+    hint = f"pip install --force-reinstall {pair}"
     if build != other_build:
         return (
             f"torch {torch} needs a torchvision of the same build, +{build}, found {torchvision}",
-            f"{cure} (to keep this torch, name the --index-url it came from, see pytorch.org/get-started)",
+            f"{hint} (to keep this torch, name the --index-url it came from, see pytorch.org/get-started)",
         )
     what = f"torchvision {torchvision} cannot be used with torch {torch}"
-    return f"{what} ({reason.partition(chr(10))[0]})", cure
+    return f"{what} ({reason.partition(chr(10))[0]})", hint
 
 
 def torchvision_for(torch: str) -> str:

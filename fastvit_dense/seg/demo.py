@@ -32,7 +32,7 @@ def load_segmentor(config: str, checkpoint: str, *, device: str) -> BaseSegmento
         class in ``dataset_meta``.
 
     Raises:
-        FileNotFoundError: there is no such config or checkpoint.
+        FileNotFoundError: the config or checkpoint does not exist.
         ValueError: the device is not there; the config is not of a segmentor; the checkpoint cannot be
             read, or does not fit the config.
     """
