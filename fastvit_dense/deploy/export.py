@@ -297,11 +297,10 @@ def load_model(source: str, checkpoint: str | None = None) -> tuple[nn.Module, d
                 f"{source!r} is neither a config file (.py) nor one of the backbones {', '.join(ARCHS)}"
             )
         cfg = load_config(source)
-        loaded: Any = models.load_model(cfg, checkpoint) if checkpoint else models.build_model(cfg)
-        model = loaded
+        model = models.load_model(cfg, checkpoint) if checkpoint else models.build_model(cfg)
         dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
         classes: Sequence[str] = (dataset.get("metainfo") or {}).get("classes") or ()
-        classes = getattr(loaded, "dataset_meta", {}).get("classes") or classes
+        classes = getattr(model, "dataset_meta", {}).get("classes") or classes
         if classes:
             about["classes"] = _as_json(classes)
     if checkpoint is None:

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 
 from ..backbone.fastvit import FastViT
 from ..backbone.pretrained import is_pretrained_cfg, load_pretrained
+from ..engine import models
 from ..engine.config import override, read_config_file
 from ..engine.models import check_fits, read_checkpoint, unwrap
 from ..io.files import why_unwritable
@@ -206,8 +207,10 @@ def check_weights(model: nn.Module) -> Iterator[Diagnostic]:
 
 def build_model(cfg: Config) -> nn.Module:
     """The config's model with random weights; a ValueError says what prevents it."""
-    top = {"data_preprocessor": cfg.data_preprocessor} if cfg.get("data_preprocessor") else {}
-    return _build(registry.MODELS, {**top, **cfg.model})
+    try:
+        return models.build_model(cfg).train()
+    except Exception as error:
+        raise ValueError(_explain(error)) from error
 
 
 def dataset_cfgs(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, Mapping]]:
